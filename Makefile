@@ -1,0 +1,42 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+INPUTS := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test lint docs bench wheel clean
+
+demo: .venv/demo.stamp  ## train on real images and show the uncertainty
+	$(BIN)/python tutorials/digits.py
+
+test: .venv/test.stamp  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/lint.stamp  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/docs.stamp  ## build the documentation, warnings being errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environment
+	rm -rf build dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --wheel
+	$(PYTHON) -m venv --clear .venv/clean
+	.venv/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd .venv && clean/bin/python -c "import pyro_bnn; print(pyro_bnn.__version__)"
+
+clean:
+	rm -rf .venv build dist docs/_build docs/generated results
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: EXTRAS = [demo]
+.venv/test.stamp: EXTRAS = [demo,docs,test]
+.venv/lint.stamp: EXTRAS = [demo,lint]
+.venv/docs.stamp: EXTRAS = [demo,docs]
+.venv/build.stamp: EXTRAS = [build]
+.venv/%.stamp: $(INPUTS) | .venv/bin/python
+	PIP_CONSTRAINT=constraints.txt $(PIP) -e ".$(EXTRAS)"
+	touch $@

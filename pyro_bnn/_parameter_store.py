@@ -1,0 +1,107 @@
+"""Keeps networks of the same parameter names apart in Pyro's global parameter store."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroModule
+from pyro.nn.module import _Context, _make_name
+from pyro.params.param_store import param_with_module_name
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# Parameters that some module has put into the store, as opposed to loaded ones.
+_REGISTERED = WeakTensorKeyDictionary()
+
+
+class OwnParameters(_Context):
+    """The context of a module under which the global store holds that module's parameters.
+
+    Pyro finds parameters by name in one store for the whole process, so that two models with a
+    parameter ``0.bias`` train one and the same, or one of them not at all. Whenever a module
+    with this context is entered, its own tensors take their names in the store. What has been
+    loaded into the store from a file is first copied into the module, as Pyro does.
+    """
+
+    def __init__(self, root: PyroModule) -> None:
+        super().__init__()
+        self._root = weakref.ref(root)
+
+    def __enter__(self) -> None:
+        if not self.active:
+            self.claim()
+        super().__enter__()
+
+    def claim(self) -> None:
+        root = self._root()
+        if root is None or pyro.settings.get("module_local_params"):
+            return
+        store = pyro.get_param_store()
+        for name, parameter, constraint in _store_entries(root):
+            held = store._params.get(name)
+            if held is parameter:
+                continue
+            if held is not None and held not in _REGISTERED:
+                _adopt(name, parameter, held)
+            store._params[name] = parameter
+            store._param_to_name[parameter] = name
+            store._constraints[name] = constraint
+            _REGISTERED[parameter] = True
+
+    def __reduce__(self) -> tuple:
+        # A copied or unpickled root makes its own.
+        return _Context, ()
+
+
+def own_parameters(root: PyroModule) -> None:
+    """Gives a module and all of its submodules a context that keeps their parameters apart."""
+    if isinstance(root._pyro_context, OwnParameters) and root._pyro_context._root() is root:
+        return
+    old, new = root._pyro_context, OwnParameters(root)
+    new.used = old.used
+    for module in root.modules():
+        if isinstance(module, PyroModule) and module._pyro_context is old:
+            module._pyro_context = new
+
+
+def _store_entries(
+    root: PyroModule,
+) -> Iterator[tuple[str, Tensor, constraints.Constraint]]:
+    """The parameters of a module under the names that Pyro gives them in its store."""
+    for module in root.modules():
+        if not isinstance(module, PyroModule) or module._pyro_context is not root._pyro_context:
+            continue
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name, constraint = key, constraints.real
+            if key.endswith("_unconstrained"):
+                name = key[: -len("_unconstrained")]
+                constraint, _ = module._pyro_params[name]
+            yield _make_name(module._pyro_name, name), parameter, constraint
+        for key, child in module._modules.items():
+            if child is not None and not isinstance(child, PyroModule):
+                prefix = _make_name(module._pyro_name, key)
+                yield from _plain_entries(prefix, child)
+
+
+def _plain_entries(
+    prefix: str, module: nn.Module
+) -> Iterator[tuple[str, Tensor, constraints.Constraint]]:
+    for name, parameter in module.named_parameters():
+        yield param_with_module_name(prefix, name), parameter, constraints.real
+
+
+def _adopt(name: str, parameter: Tensor, loaded: Tensor) -> None:
+    if loaded.shape != parameter.shape:
+        raise ValueError(
+            f"the parameter store holds `{name}` of shape {tuple(loaded.shape)}, but this module "
+            f"has one of shape {tuple(parameter.shape)}: call `pyro.clear_param_store()` unless "
+            "you loaded it for this module"
+        )
+    with torch.no_grad():
+        parameter.copy_(loaded)

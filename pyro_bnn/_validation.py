@@ -1,0 +1,39 @@
+"""Checks of data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def nan_arguments(
+    function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Descriptions of the arguments of a function that have NaN."""
+    named: dict[str, Any] = {str(i): arg for i, arg in enumerate(args)} | dict(kwargs)
+    return [
+        f"`{_name(function, key)}` ({int(x.isnan().sum())} of {x.numel()} values)"
+        for key, x in named.items()
+        if isinstance(x, Tensor) and x.is_floating_point() and _has_nan(x)
+    ]
+
+
+def _has_nan(x: Tensor) -> bool:
+    # A sum is several times cheaper than `isnan`, and NaN if any term is.
+    total = x.detach().sum()
+    return bool(total.isnan()) and bool(x.isnan().any())
+
+
+def _name(function: Callable[..., Any] | None, key: str) -> str:
+    if not key.isdigit() or function is None:
+        return key
+    function = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # no signature to be had, as of some builtins
+        return key
+    return names[int(key)] if int(key) < len(names) else key

@@ -1,0 +1,5 @@
+"""Bayesian networks in plain torch."""
+
+from ._standalone import Standalone
+
+__all__ = ["Standalone"]

@@ -1,0 +1,123 @@
+"""A Bayesian network as a plain torch module that returns (output, kl)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from pyro.nn.module import _make_name
+from torch import Tensor, nn
+
+from ..guides import AutoPosterior
+from ..guides._sites import pyro_modules
+from ..infer._kl import kl_or_estimate
+from ._twin import twin
+
+
+class Standalone(nn.Module):
+    r"""Runs a network on the posteriors of a guide, without Pyro's runtime: ``out, kl = m(x)``.
+
+    .. math:: \mathrm{kl} = \sum_{\text{sites}} KL(q \Vert p)
+
+    is a scalar in nats, once for each site, analytic where there is a formula and otherwise
+    estimated at the draw that made the output. The loss of a mini-batch of ``B`` out of ``N``
+    data is ``N / B * nll + kl``, or ``nll.mean() + kl / N`` with the mean over the batch.
+
+    Network and guide are shared, not copied: what trains here is trained for ``SVI`` and
+    ``Predictive``, and back. ``m.parameters()`` are those of the guide and whatever
+    deterministic parameters the network has. ``torch.compile(m, fullgraph=True)`` works with
+    each of the five posteriors.
+
+    Args:
+        net: a PyroModule with PyroSample attributes, whose forward calls no ``pyro.sample``.
+        guide: a guide of it, or of a model that it is part of.
+        sample: whether to draw weights, or to use the mean of each posterior. An attribute that
+            may be assigned at any time, independent of ``train()`` and ``eval()``.
+
+    Returns:
+        From a call: the output of ``net``, and the divergence, a scalar.
+
+    Raises:
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
+        ValueError: if the network has no random weights, or one without a posterior in the
+            guide; in the first call, if the network calls ``pyro.sample`` itself.
+
+    Example:
+        >>> net = BayesianLinear(3, 2)
+        >>> out, kl = Standalone(net, AutoLRT(net))(torch.ones(5, 3))
+        >>> out.shape, kl.shape
+        (torch.Size([5, 2]), torch.Size([]))
+    """
+
+    def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
+        super().__init__()
+        if not isinstance(guide, AutoPosterior):
+            raise TypeError(
+                f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
+                "`AutoLRT(net)`"
+            )
+        _check(net, guide)
+        self.net = net
+        self.guide = guide
+        self.sample = sample
+        self._set_up()
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        guide, sites = self.guide, self._sites
+        posteriors = [guide[name].distribution(shared=guide.is_shared) for name, _, _ in sites]
+        values = [q.rsample() if self.sample else q.mean for q in posteriors]
+        try:
+            for (_, module, key), value in zip(sites, values, strict=True):
+                module.__dict__[key] = value
+            output = self._twin(*args, **kwargs)
+            kl = self._kl(posteriors, values)
+        finally:
+            for _, module, key in sites:
+                module.__dict__.pop(key, None)
+        return output, kl
+
+    def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
+        total: Any = 0.0
+        for (_, module, key), q, value in zip(self._sites, posteriors, values, strict=True):
+            prior = module._pyro_samples[key]
+            p = prior if hasattr(prior, "sample") else prior(module)
+            total = total + kl_or_estimate(q, p, value).sum()
+        return total
+
+    def _set_up(self) -> None:
+        # Kept out of the registered modules: it is the network once more.
+        twins: dict[int, nn.Module] = {}
+        self.__dict__["_twin"] = twin(self.net, twins)
+        self.__dict__["_sites"] = [
+            (name, twins[id(module)], key) for name, module, key in _sites(self.net)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_up()
+
+
+def _sites(net: nn.Module) -> Iterator[tuple[str, PyroModule, str]]:
+    for module in pyro_modules(net):
+        for key, prior in module._pyro_samples.items():
+            if not isinstance(prior, Tensor):
+                yield _make_name(module._pyro_name, key), module, key
+
+
+def _check(net: nn.Module, guide: AutoPosterior) -> None:
+    names = [name for name, _, _ in _sites(net)]
+    if not names:
+        raise ValueError(
+            "`net` has no random weights: give it priors, say by `pyro_bnn.nn.BayesianLinear`"
+        )
+    missing = [name for name in names if name not in set(guide)]
+    if missing:
+        raise ValueError(
+            f"`guide` has no posteriors for the sites {missing} of `net`: build it from the "
+            "network, or from a model that contains it"
+        )

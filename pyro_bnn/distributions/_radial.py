@@ -1,0 +1,168 @@
+"""The radial distribution and its divergence from a Normal, in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, register_kl
+from torch.distributions.utils import broadcast_all
+
+_EULER_GAMMA = 0.57721566490153286
+
+
+class Radial(TorchDistribution):
+    r"""Normal-like noise whose length does not grow with the number of entries.
+
+    .. math::
+        w = \mu + \sigma \odot \frac{\epsilon}{\lVert\epsilon\rVert} \, |r|,
+        \qquad \epsilon \sim N(0, I_D), \quad r \sim N(0, 1)
+
+    with one radius :math:`r` for each event. The mean is :math:`\mu`, the variance of an entry
+    is :math:`\sigma^2 / D` and :math:`E\lVert (w-\mu)/\sigma \rVert = \sqrt{2/\pi}`.
+
+    The log density of a value that :meth:`rsample` returned is differentiated through the noise
+    it was made of, which does not depend on the parameters. The gradients of the density with
+    respect to value and parameters cancel exactly there, and in float32 they would leave nothing
+    but rounding error when :math:`D` is in the millions. Any other value, ``value.detach()``
+    among them, is differentiated in full.
+
+    Args:
+        loc: mean, shape ``batch_shape + event_shape``.
+        scale: scale of the noise before it is divided by its length, positive, broadcastable
+            with ``loc``.
+        event_dim: number of rightmost dimensions that share one radius; 0 gives a Normal.
+        validate_args: as in ``torch.distributions``.
+
+    Raises:
+        ValueError: if ``event_dim`` does not fit ``loc``, or an argument violates its constraint.
+
+    References:
+        Farquhar, Osborne and Gal (2020), "Radial Bayesian neural networks", arXiv:1907.00865.
+
+    Example:
+        >>> Radial(torch.zeros(3, 4), torch.ones(3, 4), event_dim=2).rsample().shape
+        torch.Size([3, 4])
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        event_dim: int,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.scale = broadcast_all(loc, scale)
+        if not 0 <= event_dim <= self.loc.dim():
+            raise ValueError(
+                f"`event_dim` (={event_dim}) must lie between 0 and the number of dimensions of "
+                f"`loc` (={self.loc.dim()})"
+            )
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        split = self.loc.dim() - event_dim
+        shape = self.loc.shape
+        super().__init__(shape[:split], shape[split:], validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, self.event_dim)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square() / self.event_shape.numel()
+
+    def expand(self, batch_shape, _instance=None) -> Radial:
+        new = self._get_checked_instance(Radial, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.loc = self.loc.expand(batch_shape + self.event_shape)
+        new.scale = self.scale.expand(batch_shape + self.event_shape)
+        new._drawn = None
+        super(Radial, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        return self.from_noise(self.standard_noise(sample_shape))
+
+    def standard_noise(self, sample_shape=torch.Size()) -> Tensor:
+        """Noise of mean 0 and scale 1: a uniform direction times the absolute value of a Normal."""
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        length = self._norm(noise)
+        return noise * (torch.randn_like(length).abs() / length)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """The value made of standard noise; its density is differentiated as a draw's is."""
+        value = self.loc + self.scale * noise
+        self._drawn = (value, noise) if value.requires_grad else None
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        if self._drawn is not None and value is self._drawn[0]:
+            noise = self._drawn[1]
+        else:
+            noise = (value - self.loc) / self.scale
+        size = self.event_shape.numel()
+        squared = self._sum(noise.square())
+        density = -0.5 * squared - self._log_constant()
+        if size > 1:  # the term is 0 log 0 at the centre of a single entry
+            density = density - 0.5 * (size - 1) * squared.log()
+        return density - self._sum(self.scale.log())
+
+    def entropy(self) -> Tensor:
+        return self._sum(self.scale.log()) + self._standard_entropy()
+
+    def _log_constant(self) -> float:
+        """Minus the log of 2 / (sqrt(2 pi) A_D), A_D the area of the unit sphere in D dimensions."""
+        size = self.event_shape.numel()
+        log_area = math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
+        return log_area - math.log(2) + 0.5 * math.log(2 * math.pi)
+
+    def _standard_entropy(self) -> float:
+        size = self.event_shape.numel()
+        return 0.5 + self._log_constant() - 0.5 * (size - 1) * (_EULER_GAMMA + math.log(2))
+
+    def _norm(self, noise: Tensor) -> Tensor:
+        if not self.event_shape:
+            return noise.abs()
+        dims = tuple(range(-self.event_dim, 0))
+        return torch.linalg.vector_norm(noise, dim=dims, keepdim=True)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x.sum(tuple(range(-self.event_dim, 0))) if self.event_shape else x
+
+
+def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
+    size = q.event_shape.numel()
+    cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
+    constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
+    return q._sum((scale / q.scale).log() + cross) + constant
+
+
+@register_kl(Radial, Normal)
+def _kl_radial_normal(q: Radial, p: Normal) -> Tensor:
+    if q.event_shape:
+        raise NotImplementedError("the Normal must have the radial's event: use `.to_event`")
+    return _kl_radial(q, p.loc, p.scale)
+
+
+@register_kl(Radial, Independent)
+def _kl_radial_independent(q: Radial, p: Independent) -> Tensor:
+    base: Distribution = p
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, Normal) or len(p.event_shape) != len(q.event_shape):
+        raise NotImplementedError
+    return _kl_radial(q, base.loc, base.scale)

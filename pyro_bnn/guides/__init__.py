@@ -1,0 +1,15 @@
+"""Guides: which posterior each latent variable of a model gets."""
+
+from ._auto import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
+from ._guide import AutoPosterior
+from ._initialization import init_to_fan_in
+
+__all__ = [
+    "AutoFlipout",
+    "AutoLRT",
+    "AutoMixture",
+    "AutoPosterior",
+    "AutoRadial",
+    "AutoReparameterization",
+    "init_to_fan_in",
+]

@@ -1,0 +1,333 @@
+"""The common part of all guides."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from .._parameter_store import OwnParameters, own_parameters
+from .._validation import nan_arguments
+from ..posteriors import ConstrainedPosterior, Posterior
+from ..posteriors._normal import is_real
+from ..posteriors._posterior import all_positive
+from ._initialization import default_scale, init_to_fan_in
+from ._sites import module_sites, own_model_parameters
+
+PosteriorFactory = Callable[..., Posterior]
+
+
+class AutoPosterior(AutoGuide):
+    r"""Base class of the guides: one :class:`~pyro_bnn.posteriors.Posterior` for each site.
+
+    Latent sites that are attributes of the model's modules (``PyroSample``, and the weights of
+    :mod:`pyro_bnn.nn`) get their posteriors when the guide is built. Sites that only a run of
+    the model reveals (``pyro.sample`` in a ``forward``, or a model that is a function) get
+    mean-field Normals in unconstrained space at the first call, or when a ``state_dict`` that
+    holds them is loaded. Sites whose prior has a constraint always do.
+
+    Each posterior is sampled at the model's own site, so that ``TraceMeanField_ELBO`` and
+    :class:`~pyro_bnn.infer.TraceKL_ELBO` find the divergence from its prior in closed form.
+
+    Args:
+        model: a Pyro model: a PyroModule, which may be inside handlers such as
+            ``poutine.block``, or a function.
+        init_loc_fn: initial value of a site, one of Pyro's initialization functions;
+            :func:`init_to_fan_in` by default.
+        init_scale: initial standard deviation of each entry, in unconstrained space. By default
+            :math:`0.1 / \sqrt{n}` for a weight with :math:`n` inputs, and 0.1 for other sites.
+        sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
+            posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
+            the first pattern that fits counts.
+        plates: names of the plates inside the model that may enclose network weights, which
+            means one network for each element. All sites then wait for the first call.
+        allow_nan: accept NaN in the arguments of the model, where it masks missing data itself.
+        create_plates: as for Pyro's guides.
+
+    Raises:
+        ValueError: at construction if ``init_scale`` is not positive; at the first call if the
+            model has no latent sites, a pattern in ``sites`` fits none, or a weight is sampled
+            inside a plate that is not in ``plates``; at any call if an argument has NaN.
+    """
+
+    #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
+    posterior: ClassVar[PosteriorFactory]
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        init_loc_fn: Callable[[dict[str, Any]], Tensor] = init_to_fan_in,
+        init_scale: float | None = None,
+        sites: Mapping[str, PosteriorFactory] | None = None,
+        plates: Collection[str] = (),
+        allow_nan: bool = False,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        if init_scale is not None and not all_positive(init_scale):
+            raise ValueError(f"`init_scale` (={init_scale}) must be positive and finite")
+        super().__init__(model, create_plates=create_plates)
+        self.init_loc_fn = init_loc_fn
+        self.init_scale = init_scale
+        self.allow_nan = allow_nan
+        self._overrides = dict(sites or {})
+        self._network_plates = frozenset([plates] if isinstance(plates, str) else plates)
+        self._shared = False
+        self._names: list[str] = []
+        self._weights: set[str] = set()
+        self.posteriors = PyroModule()
+        own_parameters(self)
+        for site in module_sites(model):
+            self._weights.add(site["name"])
+            if not self._network_plates:
+                self._add(site, self._initial_value(site))
+        own_model_parameters(model)
+
+    # What the guide knows of its sites.
+
+    def __getitem__(self, name: str) -> Posterior:
+        """The posterior of a site."""
+        if name not in self._names:
+            raise KeyError(f"no posterior for `{name}`; there are {self._names}")
+        return attrgetter(name)(self.posteriors)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the sites that have posteriors so far."""
+        return iter(self._names)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether :meth:`shared_draws` is in force."""
+        return self._shared
+
+    @contextmanager
+    def shared_draws(self) -> Iterator[None]:
+        """Draws one ordinary weight for all data while the context is open.
+
+        Flipout gives each example a weight of its own and local reparameterization gives it
+        none, so that a density of the sampled weight is not that of the weights that met the
+        data. The ELBO does not mind, since it is linear in the log-likelihoods of the examples.
+        Importance weights (``RenyiELBO``, ``psis_diagnostic``, ``Importance``) are products over
+        the data and hold for one weight only: compute them inside this context.
+        """
+        before, self._shared = self._shared, True
+        try:
+            yield
+        finally:
+            self._shared = before
+
+    # Sampling.
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Samples every latent site of the model; takes the arguments of the model.
+
+        Returns:
+            The samples by site name.
+        """
+        if not self.allow_nan and not torch.jit.is_tracing():
+            self._check_nan(args, kwargs)
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result = {}
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(plates[frame.name])
+                posterior = self[name].distribution(shared=self._shared)
+                result[name] = pyro.sample(name, posterior)
+        return result
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each entry of each site: a dictionary by site name."""
+        return {name: self[name].median() for name in self}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each entry of each site.
+
+        Args:
+            quantiles: probabilities, each in (0, 1).
+
+        Returns:
+            A dictionary from site name to a tensor with ``len(quantiles)`` in front.
+
+        Raises:
+            NotImplementedError: if a site has a radial posterior.
+        """
+        probs = torch.as_tensor(quantiles)
+        return {name: self[name].quantiles(probs) for name in self}
+
+    def _check_nan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = None if self._model is None else self._model[0]
+        found = nan_arguments(model, args, kwargs)
+        if found:
+            raise ValueError(
+                f"NaN in the model's arguments {', '.join(found)}: drop or impute these values, "
+                "or pass `allow_nan=True` to the guide if the model masks them"
+            )
+
+    # Building.
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self._model is None:
+            raise ValueError(
+                "this guide was unpickled before its first call, without its model: build it by "
+                f"`{type(self).__name__}(model)` and load its `state_dict`"
+            )
+        model = self._model
+        self._model = (InitMessenger(self._prototype_value)(model[0]),)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            trace, self.prototype_trace = self.prototype_trace, None
+        finally:
+            self._model = model
+        sites = dict(trace.iter_stochastic_nodes())
+        self._check_sites(sites)
+        for name, site in sites.items():
+            if name in self._names:
+                self[name].adapt(site["fn"])
+            else:
+                self._add(site, site["value"])
+        for key in ("_INPUT", "_RETURN"):  # they hold the data
+            if key in trace.nodes:
+                trace.remove_node(key)
+        if isinstance(self._pyro_context, OwnParameters):
+            self._pyro_context.claim()
+        self.prototype_trace = trace
+
+    def _prototype_value(self, site: dict[str, Any]) -> Tensor:
+        known = site["name"] in self._names and self[site["name"]].is_complete
+        return self[site["name"]].median() if known else self._initial_value(site)
+
+    def _initial_value(self, site: dict[str, Any]) -> Tensor:
+        with helpful_support_errors(site):
+            return self.init_loc_fn(site).detach()
+
+    def _check_sites(self, sites: dict[str, dict[str, Any]]) -> None:
+        if not sites:
+            raise ValueError(
+                "the model has no latent sites: give its weights priors, say by "
+                "`pyro_bnn.nn.BayesianLinear` or `PyroSample`"
+            )
+        unused = [p for p in self._overrides if not fnmatch.filter(sites, p)]
+        if unused:
+            raise ValueError(f"`sites` has patterns {unused} that fit none of {list(sites)}")
+        for name, site in sites.items():
+            for frame in site["cond_indep_stack"]:
+                if frame.name in self._network_plates:
+                    continue
+                if self._is_weight(name, site["fn"]):
+                    raise ValueError(
+                        f"the weight `{name}` is sampled inside the plate `{frame.name}`: a "
+                        f"network for each of its {frame.size} elements, with as many times the "
+                        "divergence. Call the network before the plate is entered; or, if one "
+                        f"network for each element is meant, pass `plates=['{frame.name}']`"
+                    )
+
+    def _add(self, site: dict[str, Any], value: Tensor) -> None:
+        name, fn = site["name"], site["fn"]
+        for frame in site["cond_indep_stack"]:
+            full = frame.full_size or frame.size
+            if full != frame.size:  # a subsampled plate needs parameters for all of it
+                dim = frame.dim - fn.event_dim
+                index = torch.arange(full, device=value.device) % frame.size
+                value = value.index_select(dim, index)
+        scale = default_scale(site) if self.init_scale is None else self.init_scale
+        with helpful_support_errors(site):
+            posterior = self._make(name, fn, value, scale)
+        self._attach(name, posterior)
+
+    def _is_weight(self, name: str, fn: TorchDistribution) -> bool:
+        return is_real(fn.support) and (name in self._weights or fn.event_dim > 1)
+
+    def _make(
+        self, name: str, fn: TorchDistribution, value: Tensor, scale: float | Tensor
+    ) -> Posterior:
+        override = self._override(name)
+        if override is not None:
+            if not is_real(fn.support):
+                raise ValueError(
+                    f"`sites` names `{name}`, whose prior has the constraint {fn.support}: only "
+                    "sites of real numbers have a choice of posterior"
+                )
+            return override(value, scale, event_dim=fn.event_dim)
+        if self._is_weight(name, fn):
+            return self.posterior(value, scale, event_dim=fn.event_dim)
+        return ConstrainedPosterior(value, scale, fn.event_dim, support=fn.support)
+
+    def _override(self, name: str) -> PosteriorFactory | None:
+        fits = (p for p in self._overrides if fnmatch.fnmatchcase(name, p))
+        return self._overrides.get(next(fits, ""))
+
+    def _attach(self, name: str, posterior: Posterior) -> None:
+        deep_setattr(self.posteriors, name, posterior)
+        self._names.append(name)
+
+    # Saving, copying and composing.
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
+    ) -> None:
+        """Makes room for the sites that the saved guide found only in a run."""
+        start = prefix + "posteriors."
+        for key, loc in state_dict.items():
+            if not key.startswith(start) or not key.endswith(".loc_unconstrained"):
+                continue
+            name = key[len(start) : -len(".loc_unconstrained")]
+            if name not in self._names:
+                self._attach(name, self._blank(name, loc))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _blank(self, name: str, loc: Tensor) -> Posterior:
+        """A posterior of a site whose prior is not known yet, for a saved state."""
+        factory = self._override(name)
+        if factory is None and (name in self._weights or loc.dim() > 1):
+            factory = self.posterior
+        if factory is None:
+            return ConstrainedPosterior(torch.zeros_like(loc), 1.0, support=None)
+        posterior = factory(torch.zeros_like(loc), 1.0)
+        if posterior.component_dims:
+            shape = loc.shape[: -posterior.component_dims]
+            posterior = factory(loc.new_zeros(shape), 1.0)
+        return posterior
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        if self.master is not None:  # lists of guides are kept apart as guides are
+            own_parameters(self.master())
+            context = self.master()._pyro_context
+        super()._pyro_set_supermodule(name, context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(PyroModule.__getstate__(self))
+        return state | {"_model": None, "master": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        own_parameters(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoPosterior:
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if self._model is not None:
+            # A copy keeps its model, or takes the copy of it if both are copied together.
+            model = self._model[0]
+            new._model = (memo.get(id(model), model),)
+            own_model_parameters(new._model[0])
+        return new

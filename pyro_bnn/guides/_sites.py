@@ -1,0 +1,119 @@
+"""Reads the latent variables of a model off its modules, without running it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.nn import PyroModule
+from pyro.nn.module import _make_name
+from pyro.poutine.messenger import Messenger, _bound_partial
+from torch import nn
+
+from .._parameter_store import own_parameters
+
+
+def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """The sites of PyroSample attributes of a model's modules, as its handlers leave them latent.
+
+    Args:
+        model: a PyroModule or its method, or a function that refers to PyroModules, maybe
+            inside handlers such as ``poutine.block``.
+
+    Yields:
+        The ``pyro.sample`` messages, with ``name``, ``fn``, ``infer`` and so on.
+
+    Raises:
+        ValueError: if PyroModules sit inside a module that is none, where Pyro would give them
+            names that collide.
+    """
+    handlers, function = _unwrap(model)
+    for root in _referred_modules(function):
+        for owner in pyro_modules(root):
+            for key, prior in owner._pyro_samples.items():
+                fn = prior if hasattr(prior, "sample") else prior(owner)
+                if isinstance(fn, torch.Tensor):  # a deterministic function of other sites
+                    continue
+                yield from _latent_sites(handlers, _make_name(owner._pyro_name, key), fn)
+
+
+def own_model_parameters(model: Callable[..., Any]) -> None:
+    """Keeps the parameters of a model's modules apart from those of other models."""
+    for root in _referred_modules(_unwrap(model)[1]):
+        # A module with a name is part of another, or was named by the user to keep it apart.
+        if isinstance(root, PyroModule) and not root._pyro_name:
+            own_parameters(root)
+
+
+def pyro_modules(root: nn.Module) -> list[PyroModule]:
+    """All PyroModules of a network, checked to share names and context with their root."""
+    modules = []
+    for path, module in root.named_modules():
+        if not isinstance(module, PyroModule):
+            continue
+        for key in module._modules:
+            getattr(module, key)  # lets Pyro name what was converted in place
+        if not isinstance(root, PyroModule) or module._pyro_context is not root._pyro_context:
+            raise ValueError(
+                f"the PyroModule `{path}` is inside a module that is none, so that Pyro does not "
+                f"know its full name: convert the whole {type(root).__name__} by "
+                "`pyro.nn.module.to_pyro_module_(net)`, or build it of PyroModule[...]"
+            )
+        modules.append(module)
+    return modules
+
+
+def _referred_modules(function: Any) -> list[nn.Module]:
+    """The modules that a function is, is a method of, or names in its body."""
+    if isinstance(function, nn.Module):
+        return [function]
+    if isinstance(function, partial):
+        candidates = [function.func, *function.args, *function.keywords.values()]
+        return [m for c in candidates for m in _referred_modules(c)]
+    if inspect.ismethod(function):
+        return _referred_modules(function.__self__)
+    if not inspect.isfunction(function):
+        return []
+    names = inspect.getclosurevars(function)
+    referred = {id(v): v for v in (names.globals | names.nonlocals).values()}
+    return [
+        v for v in referred.values() if isinstance(v, PyroModule) and not isinstance(v, AutoGuide)
+    ]
+
+
+def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
+    handlers = []
+    while True:
+        if isinstance(model, _bound_partial):
+            model = model.func
+        elif isinstance(model, partial) and isinstance(model.args[0], Messenger):
+            handlers.append(model.args[0])
+            model = model.args[1]
+        else:
+            return handlers, model
+
+
+def _latent_sites(handlers: list[Messenger], name: str, fn: Any) -> Iterator[dict[str, Any]]:
+    def statement() -> None:
+        pyro.sample(name, fn)
+
+    wrapped: Callable[[], None] = InitMessenger(_placeholder)(statement)
+    for handler in reversed(handlers):
+        wrapped = handler(wrapped)
+    with poutine.block():
+        trace = poutine.trace(wrapped).get_trace()
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and not site["is_observed"]:
+            yield site
+
+
+def _placeholder(site: dict[str, Any]) -> torch.Tensor:
+    """A value that costs nothing."""
+    return torch.zeros(()).expand(site["fn"].shape())

@@ -1,0 +1,20 @@
+"""The divergence of one site, analytic where there is a formula."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+
+def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
+    """The registered divergence in nats (for mixtures its bound), or None if there is none."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def kl_or_estimate(q: Distribution, p: Distribution, value: Tensor) -> Tensor:
+    """The registered divergence, or its Monte Carlo estimate at a value drawn from ``q``."""
+    kl = analytic_kl(q, p)
+    return q.log_prob(value) - p.log_prob(value) if kl is None else kl

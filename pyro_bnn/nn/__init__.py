@@ -1,0 +1,5 @@
+"""Bayesian layers: torch's own, with priors on their weights."""
+
+from ._linear import BayesianLinear
+
+__all__ = ["BayesianLinear"]

@@ -1,0 +1,60 @@
+"""The Bayesian linear layer."""
+
+from __future__ import annotations
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ..estimators import linear
+from ._layer import BayesianLayer
+from ._prior import Rule
+
+
+class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):
+    r"""``torch.nn.Linear`` with random weights, :math:`y = x W^\top + b`.
+
+    In a Pyro model, weight and bias are sample sites; which posterior they get, and how its
+    draws meet the input, is up to the guide. Weights may have sample dimensions in front
+    (``(S, 1, out, in)``), as plates of particles make them.
+
+    Args:
+        in_features: size of an input.
+        out_features: size of an output.
+        bias: whether there is a bias.
+        device, dtype: of the priors, and so of the guide's parameters.
+        prior: prior of the weight: a distribution that broadcasts to ``(out, in)``, or a rule
+            from :mod:`pyro_bnn.priors`; see :doc:`/defaults` for the default.
+        bias_prior: likewise for the bias, of shape ``(out,)``.
+
+    Attributes:
+        weight_prior, bias_prior: modules whose buffers are the parameters of the priors.
+
+    Raises:
+        TypeError: if a prior is neither a distribution nor a rule.
+        ValueError: if a prior does not broadcast to its weight, if ``bias_prior`` is given with
+            ``bias=False``; in the forward pass, if the input has another width.
+
+    Example:
+        >>> layer = BayesianLinear(3, 2, prior=dist.Normal(0.0, 0.5))
+        >>> layer(torch.ones(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        prior: Distribution | Rule | None = None,
+        bias_prior: Distribution | Rule | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._sample_parameters(prior, bias_prior)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)

@@ -1,0 +1,14 @@
+"""Variational posteriors over one weight tensor."""
+
+from ._mixture import MixturePosterior
+from ._normal import ConstrainedPosterior, NormalPosterior
+from ._posterior import Posterior
+from ._radial import RadialPosterior
+
+__all__ = [
+    "ConstrainedPosterior",
+    "MixturePosterior",
+    "NormalPosterior",
+    "Posterior",
+    "RadialPosterior",
+]

@@ -1,0 +1,113 @@
+"""Mean-field Normal posteriors, of weights and of constrained latent variables."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ._posterior import Posterior, trailing
+
+
+class NormalPosterior(Posterior):
+    r"""Independent Normals: :math:`q(w) = N(w; \mu, \mathrm{diag}(\sigma^2))`.
+
+    Args and errors are those of :class:`Posterior`. All estimators work with it.
+
+    References:
+        Blundell, Cornebise, Kavukcuoglu and Wierstra (2015), "Weight uncertainty in neural
+        networks", arXiv:1505.05424.
+
+    Example:
+        >>> NormalPosterior(torch.zeros(3, 2), 0.1).distribution().event_shape
+        torch.Size([3, 2])
+    """
+
+    def base(self) -> dist.TorchDistribution:
+        return dist.Normal(self._read("loc"), self._read("scale"), validate_args=False)
+
+    def quantiles(self, probs: Tensor) -> Tensor:
+        return self.base().icdf(trailing(probs, self._read("loc"))).detach()
+
+
+class ConstrainedPosterior(NormalPosterior):
+    r"""Independent Normals in unconstrained space, for a latent variable with a constraint.
+
+    .. math:: w = g(z), \qquad z \sim N(\mu, \mathrm{diag}(\sigma^2))
+
+    with the bijection :math:`g` that ``torch.distributions.biject_to`` has for the constraint.
+
+    Args:
+        loc: initial median, within ``support``; gives the shape of the variable.
+        scale: initial standard deviation of :math:`z`, positive.
+        event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
+        support: the constraint, say ``constraints.positive``. None leaves it to :meth:`adapt`,
+            and ``loc`` is in unconstrained space.
+
+    Raises:
+        ValueError: if ``scale`` is not positive and finite, or ``loc`` is not in ``support``.
+        NotImplementedError: if torch has no bijection for ``support``.
+
+    Example:
+        >>> q = ConstrainedPosterior(torch.tensor(0.5), 0.1, support=constraints.positive)
+        >>> q.median()
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: float | Tensor,
+        event_dim: int | None = None,
+        *,
+        support: constraints.Constraint | None,
+    ) -> None:
+        event_dim = loc.dim() if event_dim is None else event_dim
+        free = loc.detach() if support is None else biject_to(support).inv(loc.detach())
+        # A matrix under a constraint, say, may have its degrees of freedom in a vector.
+        super().__init__(free, scale, event_dim + free.dim() - loc.dim())
+        self.support = support
+        self.constrained_event_dim = event_dim
+
+    @property
+    def is_complete(self) -> bool:
+        return self.support is not None
+
+    def adapt(self, prior: dist.TorchDistribution) -> None:
+        if self.support is None:
+            self.support = prior.support
+        self.constrained_event_dim = prior.event_dim
+        super().adapt(prior)
+
+    def _set_event_dim(self, event_dim: int) -> None:
+        free_dims = self._read("loc").dim() - self.median().dim()
+        super()._set_event_dim(event_dim + free_dims)
+
+    def distribution(self, *, shared: bool = False) -> dist.TorchDistribution:
+        if is_real(self._known_support()):
+            return super().distribution(shared=shared)
+        transform = biject_to(self._known_support()).with_cache()
+        transformed = dist.TransformedDistribution(self.base(), transform, validate_args=False)
+        return transformed.to_event(self.constrained_event_dim - transformed.event_dim)
+
+    def median(self) -> Tensor:
+        return biject_to(self._known_support())(super().median())
+
+    def quantiles(self, probs: Tensor) -> Tensor:
+        return biject_to(self._known_support())(super().quantiles(probs))
+
+    def _known_support(self) -> constraints.Constraint:
+        if self.support is None:
+            raise ValueError(
+                "the constraint of this posterior is not known yet: call the guide once with the "
+                "arguments of the model"
+            )
+        return self.support
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a constraint is none: every real number, in any number of dimensions."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

@@ -1,0 +1,138 @@
+"""Rules that give a weight its prior.
+
+A rule is a function of the weight's shape and its number of inputs that returns a distribution
+which broadcasts to the shape, so ``lambda shape, fan_in: dist.StudentT(3.0)`` is one too (a named
+function pickles). Layers turn its parameters into buffers; those that a rule names in an attribute
+``learnable`` become parameters of the layer, learned by maximizing the ELBO (empirical Bayes).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+
+from .distributions import NormalMixture
+
+
+def _check_positive(**scales: float) -> None:
+    for name, value in scales.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` (={value}) must be positive and finite")
+
+
+@dataclass(frozen=True)
+class _LocationScale:
+    loc: float = 0.0
+    scale: float = 1.0
+    learnable_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.loc):
+            raise ValueError(f"`loc` (={self.loc}) must be finite")
+        _check_positive(scale=self.scale)
+
+    @property
+    def learnable(self) -> tuple[str, ...]:
+        return ("scale",) if self.learnable_scale else ()
+
+
+@dataclass(frozen=True)
+class Normal(_LocationScale):
+    r"""Independent Normals, :math:`w \sim N(\mu, \sigma^2)`.
+
+    Args:
+        loc: the mean :math:`\mu`.
+        scale: the standard deviation :math:`\sigma`, positive.
+        learnable_scale: make the scale, one for the whole weight, a parameter.
+
+    Raises:
+        ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
+    """
+
+    def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
+        return dist.Normal(self.loc, self.scale, validate_args=False)
+
+
+@dataclass(frozen=True)
+class Laplace(_LocationScale):
+    r"""Independent Laplace variables, with density :math:`e^{-|w-\mu|/b} / 2b`.
+
+    Args:
+        loc: the mean :math:`\mu`.
+        scale: the scale :math:`b`, positive; the standard deviation is :math:`\sqrt2\,b`.
+        learnable_scale: make the scale, one for the whole weight, a parameter.
+
+    Raises:
+        ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
+    """
+
+    def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
+        return dist.Laplace(self.loc, self.scale, validate_args=False)
+
+
+@dataclass(frozen=True)
+class FanInNormal:
+    r"""Independent Normals that keep the variance of activations, :math:`w \sim N(0, g^2/n)`.
+
+    Args:
+        gain: :math:`g`, positive; :math:`\sqrt2` suits ReLU.
+        learnable_scale: make the scale, one for the whole weight, a parameter.
+
+    Raises:
+        ValueError: if ``gain`` is not positive and finite.
+
+    References:
+        Neal (1996), "Bayesian learning for neural networks", section 2.1.
+    """
+
+    gain: float = 1.0
+    learnable_scale: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive(gain=self.gain)
+
+    @property
+    def learnable(self) -> tuple[str, ...]:
+        return ("scale",) if self.learnable_scale else ()
+
+    def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
+        scale = self.gain / math.sqrt(max(1, fan_in))
+        return dist.Normal(0.0, scale, validate_args=False)
+
+
+@dataclass(frozen=True)
+class ScaleMixture:
+    r"""A spike and a slab, :math:`\pi N(0, \sigma_1^2) + (1-\pi) N(0, \sigma_2^2)`.
+
+    Args:
+        prob: the weight :math:`\pi` of the slab, in (0, 1).
+        scale1: standard deviation of the slab, positive.
+        scale2: standard deviation of the spike, positive.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    References:
+        Blundell, Cornebise, Kavukcuoglu and Wierstra (2015), "Weight uncertainty in neural
+        networks", arXiv:1505.05424, section 3.3.
+    """
+
+    prob: float = 0.5
+    scale1: float = 1.0
+    scale2: float = math.exp(-6)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prob < 1:
+            raise ValueError(f"`prob` (={self.prob}) must lie between 0 and 1")
+        _check_positive(scale1=self.scale1, scale2=self.scale2)
+
+    def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
+        probs = torch.tensor([self.prob, 1 - self.prob])
+        scale = torch.tensor([self.scale1, self.scale2])
+        return NormalMixture(probs, torch.zeros(2), scale, validate_args=False)
+
+
+__all__ = ["FanInNormal", "Laplace", "Normal", "ScaleMixture"]

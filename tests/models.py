@@ -1,0 +1,64 @@
+"""Models that several test files use."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
+
+from pyro_bnn.nn import BayesianLinear
+
+
+def normal_prior(*shape: int, scale: float = 1.0) -> PyroSample:
+    return PyroSample(dist.Normal(0.0, scale).expand(shape).to_event(len(shape)))
+
+
+def bayesian_mlp(*sizes: int, bias: bool = True, **kwargs) -> nn.Module:
+    layers: list[nn.Module] = []
+    for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Tanh(), BayesianLinear(num_in, num_out, bias, **kwargs)]
+    return PyroModule[nn.Sequential](*layers[1:])
+
+
+def torch_mlp(*sizes: int) -> nn.Module:
+    """The same of torch's layers with PyroSample priors, and deterministic biases."""
+    layers: list[nn.Module] = []
+    for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layer = PyroModule[nn.Linear](num_in, num_out)
+        layer.weight = normal_prior(num_out, num_in)
+        layers += [nn.Tanh(), layer]
+    return PyroModule[nn.Sequential](*layers[1:])
+
+
+class Regression(PyroModule):
+    """Regression with a network and a known or learned noise."""
+
+    def __init__(
+        self, net: nn.Module, noise: float | None = 0.5, size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.noise = noise
+        self.size = size
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        mean = self.net(x).squeeze(-1)
+        noise = self.noise
+        if noise is None:
+            noise = pyro.sample("noise", dist.HalfCauchy(torch.tensor(1.0).to(x)))
+        with pyro.plate("data", self.size or len(x), subsample_size=len(x)):
+            return pyro.sample("obs", dist.Normal(mean, noise), obs=y)
+
+
+def data(size: int = 20, num_in: int = 3, dtype=torch.float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, num_in, generator=generator, dtype=dtype)
+    return x, x.sum(-1) + 0.5 * torch.randn(size, generator=generator, dtype=dtype)
+
+
+def within(samples: Tensor, expected: Tensor | float, errors: float = 5.0) -> bool:
+    """Whether the mean of samples (first dimension) is within standard errors of its value."""
+    mean, error = samples.mean(0), samples.std(0) / len(samples) ** 0.5
+    return bool(((mean - expected).abs() <= errors * error + 1e-7).all())

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import within
+from torch.distributions import kl_divergence
+
+from pyro_bnn.distributions import NormalMixture, Radial
+from pyro_bnn.estimators import (
+    Draw,
+    Estimated,
+    Flipout,
+    LocalReparameterization,
+    Shared,
+    linear,
+)
+
+ESTIMATORS = [Shared(), Flipout(), LocalReparameterization()]
+EACH = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+
+
+def posterior(estimator, *shape, kind=dist.Normal, dtype=torch.float64, requires_grad=False):
+    loc = torch.randn(shape, dtype=dtype, requires_grad=requires_grad)
+    scale = (torch.rand(shape, dtype=dtype) + 0.1).requires_grad_(requires_grad)
+    base = dist.Normal(loc, scale) if kind is dist.Normal else Radial(loc, scale, len(shape))
+    return Estimated(base, len(shape), estimator)
+
+
+def weight_of_each_example(weight, size: int, num_in: int):
+    """What a draw does to the unit vectors is its weight, example by example."""
+    columns = [
+        F.linear(torch.eye(num_in, dtype=weight.dtype)[i].expand(size, -1), weight)
+        for i in range(num_in)
+    ]
+    return torch.stack(columns, -1)
+
+
+class TestFlipout:
+    @pytest.mark.parametrize("kind", [dist.Normal, Radial])
+    @pytest.mark.parametrize("bias", [None, "draw", "tensor"])
+    @given(lead=st.lists(st.integers(1, 4), max_size=3), data=st.data())
+    @settings(max_examples=15, deadline=None)
+    def test_one_example_one_weight(self, kind, bias, lead, data):
+        num_in, num_out = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+        q = posterior(Flipout(), num_out, num_in, kind=kind)
+        weight = q.rsample()
+        b = {
+            None: None,
+            "draw": posterior(Flipout(), num_out, kind=kind).rsample(),
+            "tensor": torch.randn(num_out, dtype=torch.float64),
+        }[bias]
+        x = torch.randn(*lead, num_in, dtype=torch.float64)
+        y = F.linear(x, weight, b)
+        size = lead[0] if lead else 1
+        each = weight_of_each_example(weight, size, num_in)
+        biases = F.linear(torch.zeros(size, num_in, dtype=torch.float64), weight, b)
+        rows = x.reshape(size, -1, num_in)
+        expected = rows @ each.mT + biases.unsqueeze(1)
+        torch.testing.assert_close(y.reshape(size, -1, num_out), expected)
+
+        # Each weight is the perturbation with the signs of one row and one column flipped.
+        noise = torch.Tensor(weight.sample.value) - q.mean
+        flips = (each - q.mean) / noise
+        torch.testing.assert_close(flips.abs(), torch.ones_like(flips))
+        rank_one = flips[:, :1, :] * flips[:, :, :1] * flips[:, :1, :1]
+        torch.testing.assert_close(flips, rank_one)
+
+    def test_examples_have_independent_weights(self):
+        q = posterior(Flipout(), 3, 2)
+        weights = torch.stack(
+            [weight_of_each_example(q.rsample(), 2, 2) - q.mean for _ in range(20_000)]
+        )
+        assert within(weights, 0.0)
+        assert within(weights[:, 0] * weights[:, 1], 0.0)
+        assert within(weights.square(), q.variance)
+
+    def test_weight_used_twice_also_transposed(self):
+        weight = posterior(Flipout(), 3, 4).rsample()
+        each = weight_of_each_example(weight, 6, 4)
+        x, z = (torch.randn(6, n, dtype=torch.float64) for n in (4, 3))
+        for forward in (F.linear(x, weight), x @ weight.T, torch.matmul(x, weight.t())):
+            torch.testing.assert_close(forward, (each @ x.unsqueeze(-1)).squeeze(-1))
+        for back in (z @ weight, F.linear(z, weight.mT), torch.mm(z, weight)):
+            torch.testing.assert_close(back, (each.mT @ z.unsqueeze(-1)).squeeze(-1))
+
+    def test_bias_keeps_its_sign_with_another_weight(self):
+        first, second = (posterior(Flipout(), 2, 3).rsample() for _ in range(2))
+        bias = posterior(Flipout(), 2).rsample()
+        zero = torch.zeros(5, 3, dtype=torch.float64)
+        y = F.linear(zero, first, bias)
+        torch.testing.assert_close(F.linear(zero, second, bias), y)
+        torch.testing.assert_close(F.linear(zero, torch.ones_like(first), bias), y)
+
+    def test_needs_symmetric_noise(self):
+        q = NormalMixture(torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2))
+        with pytest.raises(TypeError, match="NormalMixture"):
+            Estimated(q, 1, Flipout()).rsample()
+
+
+class TestLRT:
+    @pytest.mark.parametrize("bias", [None, "draw", "flipout", "tensor"])
+    @pytest.mark.parametrize("lead", [(), (1,), (3,), (2, 3)])
+    def test_moments(self, bias, lead):
+        """Those of the weights' own distribution, example by example."""
+        q = posterior(LocalReparameterization(), 3, 4)
+        kind = Flipout() if bias == "flipout" else LocalReparameterization()
+        b = posterior(kind, 3)
+        x = torch.randn(*lead, 4, dtype=torch.float64)
+        fixed = torch.randn(3, dtype=torch.float64)
+
+        def sample():
+            drawn = {None: None, "draw": b, "flipout": b, "tensor": fixed}[bias]
+            drawn = drawn.rsample() if isinstance(drawn, Estimated) else drawn
+            return F.linear(x, q.rsample(), drawn)
+
+        y = torch.stack([sample() for _ in range(8_000)])
+        mean, variance = F.linear(x, q.mean), F.linear(x.square(), q.variance)
+        if bias == "tensor":
+            mean = mean + fixed
+        elif bias is not None:
+            mean, variance = mean + b.mean, variance + b.variance
+        assert within(y, mean)
+        assert within((y - mean).square(), variance)
+        if lead and lead[0] > 1 and bias != "flipout":
+            noise = y - mean
+            assert within(noise[:, 0] * noise[:, 1], 0.0)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_weight_used_several_times(self, bias):
+        """The outputs of three uses have the covariance that one weight gives them."""
+        q, b = posterior(LocalReparameterization(), 2, 4), posterior(LocalReparameterization(), 2)
+        xs = torch.randn(3, 5, 4, dtype=torch.float64)
+
+        def sample():
+            weight, drawn = q.rsample(), b.rsample() if bias else None
+            return torch.stack([F.linear(x, weight, drawn) for x in xs])
+
+        noise = torch.stack([sample() for _ in range(8_000)])
+        noise = noise - F.linear(xs, q.mean, b.mean if bias else None)
+        for i in range(3):
+            for j in range(3):
+                covariance = F.linear(xs[i] * xs[j], q.variance)
+                if bias:
+                    covariance = covariance + b.variance
+                assert within(noise[:, i] * noise[:, j], covariance)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_same_input_gives_the_same_output(self, dtype):
+        q = posterior(LocalReparameterization(), 30, 40, dtype=dtype, requires_grad=True)
+        weight, x = q.rsample(), torch.randn(50, 40, dtype=dtype)
+        first, second = F.linear(x, weight), F.linear(x, weight)
+        torch.testing.assert_close(first, second)
+        gradients = [
+            torch.autograd.grad(y.sum(), q.base_dist.scale, retain_graph=True)[0]
+            for y in (first, second)
+        ]
+        torch.testing.assert_close(*gradients)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_zero_input_has_no_noise_and_no_gradient(self, dtype):
+        q = posterior(LocalReparameterization(), 3, 4, dtype=dtype, requires_grad=True)
+        x = torch.zeros(5, 4, dtype=dtype, requires_grad=True)
+        weight = q.rsample()
+        y = F.linear(x, weight) + F.linear(x, weight)
+        assert (y.abs() < 1e-15).all()
+        y.sum().backward()
+        assert (q.base_dist.scale.grad == 0).all()
+        assert torch.isfinite(x.grad).all()
+
+    def test_samples_no_weight_unless_asked(self):
+        weight = posterior(LocalReparameterization(), 3, 4).rsample()
+        F.linear(torch.ones(2, 4, dtype=torch.float64), weight)
+        assert weight.shape == (3, 4)
+        assert weight.dtype == torch.float64
+        assert weight.sample._value is None
+        norm = weight.square().sum()
+        assert weight.square().sum() == norm
+
+    def test_has_no_consistent_transpose(self):
+        weight = posterior(LocalReparameterization(), 3, 4).rsample()
+        F.linear(torch.ones(2, 4, dtype=torch.float64), weight)
+        with pytest.raises(ValueError, match="transposed"):
+            F.linear(torch.ones(2, 3, dtype=torch.float64), weight.mT)
+        only = posterior(LocalReparameterization(), 4, 3).rsample()
+        assert (torch.ones(2, 4, dtype=torch.float64) @ only).shape == (2, 3)
+
+    def test_needs_a_normal(self):
+        q = Estimated(Radial(torch.zeros(2), torch.ones(2), 1), 1, LocalReparameterization())
+        with pytest.raises(TypeError, match="Radial"):
+            q.rsample()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "ratio"), [(Shared(), None), (Flipout(), 1), (LocalReparameterization(), 1)]
+)
+def test_gradient_variance_law(estimator, ratio):
+    """For a linear layer under half the squared loss, the variance has a closed form."""
+    size, num_in, num_out, sigma, draws = 256, 5, 3, 0.3, 4_000
+    x = torch.randn(size, num_in, dtype=torch.float64)
+    target = torch.randn(size, num_out, dtype=torch.float64)
+    loc = torch.randn(num_out, num_in, dtype=torch.float64, requires_grad=True)
+    q = Estimated(dist.Normal(loc, sigma), 2, estimator)
+
+    def gradient():
+        loss = 0.5 * (F.linear(x, q.rsample()) - target).square().sum() / size
+        return torch.autograd.grad(loss, loc)[0]
+
+    variance = torch.stack([gradient() for _ in range(draws)]).var(0).sum().item()
+    shared = num_out * sigma**2 * (x.T @ x / size).square().sum()
+    each = num_out * sigma**2 * x.square().sum(-1).square().sum() / size**2
+    assert variance == pytest.approx((each if ratio else shared).item(), rel=0.1)
+
+
+@EACH
+@pytest.mark.parametrize("samples", [(7,), (7, 1), (7, 1, 1)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_sample_dimensions(estimator, samples, has_bias):
+    """Moments of each sample, from an input without and one with sample dimensions."""
+    q, b = posterior(estimator, 3, 4), posterior(estimator, 3)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    shape = (7,) if len(samples) < 3 else (7, 1)
+
+    def sample(x):
+        bias = b.expand(samples).rsample() if has_bias else None
+        return F.linear(x, q.expand(samples).rsample(), bias)
+
+    again = sample(x)
+    assert again.shape == (*shape, 5, 3)
+    assert F.linear(again, posterior(estimator, 2, 3).expand(samples).rsample()).shape == (
+        *shape,
+        5,
+        2,
+    )
+    y = torch.stack([sample(x) for _ in range(4_000)])
+    mean, variance = F.linear(x, q.mean), F.linear(x.square(), q.variance)
+    if has_bias:
+        mean, variance = mean + b.mean, variance + b.variance
+    assert within(y, mean)
+    assert within((y - mean).square(), variance)
+    noise = y - mean
+    assert within(noise[:, 0] * noise[:, 1], 0.0)  # samples are independent
+
+
+@EACH
+def test_another_weight_for_each_task(estimator):
+    """Sample dimensions with parameters of their own, as a plate of tasks has."""
+    loc = torch.randn(7, 1, 3, 4, dtype=torch.float64)
+    q = Estimated(dist.Normal(loc, 1e-9), 2, estimator)
+    x = torch.randn(7, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        linear(x, q.rsample()), x @ loc.squeeze(1).mT, atol=1e-7, rtol=0
+    )
+
+
+@EACH
+def test_no_rows(estimator):
+    weight, bias = posterior(estimator, 3, 4).rsample(), posterior(estimator, 3).rsample()
+    assert F.linear(torch.zeros(0, 4, dtype=torch.float64), weight, bias).shape == (0, 3)
+
+
+@EACH
+def test_wrong_width(estimator):
+    weight = posterior(estimator, 3, 4).rsample()
+    with pytest.raises(ValueError, match="4 features"):
+        linear(torch.zeros(2, 5, dtype=torch.float64), weight)
+
+
+@EACH
+def test_sample_dimensions_need_rows(estimator):
+    weight = posterior(estimator, 3, 4).expand((7,)).rsample()
+    with pytest.raises(ValueError, match="unsqueeze"):
+        linear(torch.zeros(4, dtype=torch.float64), weight)
+
+
+@EACH
+def test_density_and_divergence_are_those_of_the_posterior(estimator):
+    q, p = posterior(estimator, 3, 4), dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2)
+    value = q.rsample()
+    normal = q.base_dist.to_event(2)
+    torch.testing.assert_close(q.log_prob(value), normal.log_prob(value * 1))
+    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(normal, p))
+    assert isinstance(q.expand((2,)), Estimated)
+    assert q.shared().rsample().shape == (3, 4)
+    assert type(q.shared().rsample()) is torch.Tensor
+
+
+@pytest.mark.parametrize("estimator", [Flipout(), LocalReparameterization()])
+class TestDraw:
+    def test_is_an_ordinary_tensor_to_all_else(self, estimator):
+        weight = posterior(estimator, 3, 4).rsample()
+        assert isinstance(weight, Draw)
+        value = weight.sample.value
+        for ordinary in (weight + 0, weight.clone(), torch.stack([weight])[0], weight.view(-1)):
+            assert type(ordinary) is torch.Tensor
+            torch.testing.assert_close(ordinary.view(3, 4), value)
+        assert repr(weight) == repr(value)
+        assert weight.tolist() == value.tolist()
+        assert len(weight) == 3
+
+    def test_pickles_and_copies_as_an_ordinary_tensor(self, estimator):
+        q = posterior(estimator, 3, 4, requires_grad=True)
+        weight = q.rsample()
+        value = weight.sample.value.detach()
+        for other in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight.detach()))):
+            assert type(other) is torch.Tensor
+            torch.testing.assert_close(other, value)
+
+    def test_memory_behind_it_holds_nothing(self, estimator):
+        weight = posterior(estimator, 3, 4).rsample()
+        with torch._C.DisableTorchFunctionSubclass():
+            assert torch.isnan(weight).all()
+
+    def test_gradients_through_the_sample(self, estimator):
+        q = posterior(estimator, 3, 4, requires_grad=True)
+        (q.rsample() ** 2).sum().backward()
+        assert (q.base_dist.loc.grad != 0).all()
+        assert (q.base_dist.scale.grad != 0).all()
+
+    @pytest.mark.parametrize("other", ESTIMATORS, ids=lambda e: type(e).__name__)
+    def test_mixes_with_any_bias(self, estimator, other):
+        q, b = posterior(estimator, 3, 4), posterior(other, 3)
+        x = torch.randn(5, 4, dtype=torch.float64)
+        y = torch.stack([F.linear(x, q.rsample(), b.rsample()) for _ in range(8_000)])
+        assert within(y, F.linear(x, q.mean, b.mean))
+        variance = F.linear(x.square(), q.variance, b.variance)
+        assert within((y - F.linear(x, q.mean, b.mean)).square(), variance)
+        plain = torch.randn(3, 4, dtype=torch.float64)
+        y = torch.stack([F.linear(x, plain, b.rsample()) for _ in range(4_000)])
+        assert within((y - F.linear(x, plain, b.mean)).square(), b.variance.expand(5, 3))
