@@ -5,6 +5,9 @@ import pytest
 import torch
 
 
+torch.set_num_threads(1)  # the networks are tiny
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
     torch.manual_seed(0)

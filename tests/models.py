@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pyro_bnn.nn import BayesianLinear
 
 
-def normal_prior(*shape: int, scale: float = 1.0) -> PyroSample:
-    return PyroSample(dist.Normal(0.0, scale).expand(shape).to_event(len(shape)))
+def normal_prior(*shape: int, dtype: torch.dtype = torch.float) -> PyroSample:
+    zero = torch.zeros((), dtype=dtype)
+    return PyroSample(dist.Normal(zero, zero + 1).expand(shape).to_event(len(shape)))
 
 
 def bayesian_mlp(*sizes: int, bias: bool = True, **kwargs) -> nn.Module:
@@ -22,12 +23,12 @@ def bayesian_mlp(*sizes: int, bias: bool = True, **kwargs) -> nn.Module:
     return PyroModule[nn.Sequential](*layers[1:])
 
 
-def torch_mlp(*sizes: int) -> nn.Module:
+def torch_mlp(*sizes: int, dtype: torch.dtype = torch.float) -> nn.Module:
     """The same of torch's layers with PyroSample priors, and deterministic biases."""
     layers: list[nn.Module] = []
     for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layer = PyroModule[nn.Linear](num_in, num_out)
-        layer.weight = normal_prior(num_out, num_in)
+        layer = PyroModule[nn.Linear](num_in, num_out, dtype=dtype)
+        layer.weight = normal_prior(num_out, num_in, dtype=dtype)
         layers += [nn.Tanh(), layer]
     return PyroModule[nn.Sequential](*layers[1:])
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro.nn import PyroModule
 from pyro.nn.module import _make_name
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..guides import AutoPosterior
@@ -33,8 +34,9 @@ class Standalone(nn.Module):
     Args:
         net: a PyroModule with PyroSample attributes, whose forward calls no ``pyro.sample``.
         guide: a guide of it, or of a model that it is part of.
-        sample: whether to draw weights, or to use the mean of each posterior. An attribute that
-            may be assigned at any time, independent of ``train()`` and ``eval()``.
+        sample: whether to draw weights, or to use the mean of each posterior (the median where
+            a prior has a constraint). An attribute that may be assigned at any time, independent
+            of ``train()`` and ``eval()``.
 
     Returns:
         From a call: the output of ``net``, and the divergence, a scalar.
@@ -65,18 +67,29 @@ class Standalone(nn.Module):
         self._set_up()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        guide, sites = self.guide, self._sites
-        posteriors = [guide[name].distribution(shared=guide.is_shared) for name, _, _ in sites]
-        values = [q.rsample() if self.sample else q.mean for q in posteriors]
+        sites, shared = self._sites, self.guide.is_shared
+        posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
+        if self.sample:
+            values = [q.rsample() for q in posteriors]
+        else:
+            values = [posterior.center() for posterior, _, _ in sites]
         try:
             for (_, module, key), value in zip(sites, values, strict=True):
                 module.__dict__[key] = value
-            output = self._twin(*args, **kwargs)
+            output = self._run(*args, **kwargs)
             kl = self._kl(posteriors, values)
         finally:
             for _, module, key in sites:
                 module.__dict__.pop(key, None)
         return output, kl
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if self._checked or torch.compiler.is_compiling():
+            return self._twin(*args, **kwargs)
+        with _NoSample():
+            output = self._twin(*args, **kwargs)
+        self.__dict__["_checked"] = True
+        return output
 
     def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
         total: Any = 0.0
@@ -87,11 +100,12 @@ class Standalone(nn.Module):
         return total
 
     def _set_up(self) -> None:
+        self.__dict__["_checked"] = False
         # Kept out of the registered modules: it is the network once more.
         twins: dict[int, nn.Module] = {}
         self.__dict__["_twin"] = twin(self.net, twins)
         self.__dict__["_sites"] = [
-            (name, twins[id(module)], key) for name, module, key in _sites(self.net)
+            (self.guide[name], twins[id(module)], key) for name, module, key in _sites(self.net)
         ]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +114,16 @@ class Standalone(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_up()
+
+
+class _NoSample(Messenger):
+    """Without handlers, a sample statement would draw from the prior, silently."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        raise ValueError(
+            f"`net` samples `{msg['name']}` in its forward, which only a Pyro model can: make it "
+            "a PyroSample attribute, or train by SVI"
+        )
 
 
 def _sites(net: nn.Module) -> Iterator[tuple[str, PyroModule, str]]:

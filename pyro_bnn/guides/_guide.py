@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
@@ -47,7 +46,8 @@ class AutoPosterior(AutoGuide):
         init_loc_fn: initial value of a site, one of Pyro's initialization functions;
             :func:`init_to_fan_in` by default.
         init_scale: initial standard deviation of each entry, in unconstrained space. By default
-            :math:`0.1 / \sqrt{n}` for a weight with :math:`n` inputs, and 0.1 for other sites.
+            :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and 0.1
+            for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
         sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
             posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
             the first pattern that fits counts.
@@ -212,8 +212,12 @@ class AutoPosterior(AutoGuide):
         self.prototype_trace = trace
 
     def _prototype_value(self, site: dict[str, Any]) -> Tensor:
-        known = site["name"] in self._names and self[site["name"]].is_complete
-        return self[site["name"]].median() if known else self._initial_value(site)
+        self._check_plates(site)  # here, since the run may not get past the network
+        if site["name"] in self._names and self[site["name"]].is_complete:
+            median = self[site["name"]].median()
+            if median.shape == site["fn"].shape():  # it covers all of a subsampled plate
+                return median
+        return self._initial_value(site)
 
     def _initial_value(self, site: dict[str, Any]) -> Tensor:
         with helpful_support_errors(site):
@@ -228,17 +232,16 @@ class AutoPosterior(AutoGuide):
         unused = [p for p in self._overrides if not fnmatch.filter(sites, p)]
         if unused:
             raise ValueError(f"`sites` has patterns {unused} that fit none of {list(sites)}")
-        for name, site in sites.items():
-            for frame in site["cond_indep_stack"]:
-                if frame.name in self._network_plates:
-                    continue
-                if self._is_weight(name, site["fn"]):
-                    raise ValueError(
-                        f"the weight `{name}` is sampled inside the plate `{frame.name}`: a "
-                        f"network for each of its {frame.size} elements, with as many times the "
-                        "divergence. Call the network before the plate is entered; or, if one "
-                        f"network for each element is meant, pass `plates=['{frame.name}']`"
-                    )
+
+    def _check_plates(self, site: dict[str, Any]) -> None:
+        for frame in site["cond_indep_stack"]:
+            if frame.name not in self._network_plates and self._is_weight(site):
+                raise ValueError(
+                    f"the weight `{site['name']}` is sampled inside the plate `{frame.name}`: a "
+                    f"network for each of its {frame.size} elements, with as many divergences. "
+                    "Call the network before the plate is entered; or, if one network for each "
+                    f"element is meant, pass `plates=['{frame.name}']` to the guide"
+                )
 
     def _add(self, site: dict[str, Any], value: Tensor) -> None:
         name, fn = site["name"], site["fn"]
@@ -250,15 +253,15 @@ class AutoPosterior(AutoGuide):
                 value = value.index_select(dim, index)
         scale = default_scale(site) if self.init_scale is None else self.init_scale
         with helpful_support_errors(site):
-            posterior = self._make(name, fn, value, scale)
+            posterior = self._make(site, value, scale)
         self._attach(name, posterior)
 
-    def _is_weight(self, name: str, fn: TorchDistribution) -> bool:
+    def _is_weight(self, site: dict[str, Any]) -> bool:
+        name, fn = site["name"], site["fn"]
         return is_real(fn.support) and (name in self._weights or fn.event_dim > 1)
 
-    def _make(
-        self, name: str, fn: TorchDistribution, value: Tensor, scale: float | Tensor
-    ) -> Posterior:
+    def _make(self, site: dict[str, Any], value: Tensor, scale: float) -> Posterior:
+        name, fn = site["name"], site["fn"]
         override = self._override(name)
         if override is not None:
             if not is_real(fn.support):
@@ -267,7 +270,7 @@ class AutoPosterior(AutoGuide):
                     "sites of real numbers have a choice of posterior"
                 )
             return override(value, scale, event_dim=fn.event_dim)
-        if self._is_weight(name, fn):
+        if self._is_weight(site):
             return self.posterior(value, scale, event_dim=fn.event_dim)
         return ConstrainedPosterior(value, scale, fn.event_dim, support=fn.support)
 

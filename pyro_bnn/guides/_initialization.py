@@ -36,7 +36,9 @@ def init_to_fan_in(site: dict[str, Any] | None = None) -> Any:
 def default_scale(site: dict[str, Any]) -> float:
     """The initial scale of a site's posterior where the guide is given none."""
     fn = site["fn"]
-    return 0.1 / math.sqrt(_fan_in(fn)) if fn.event_dim > 1 else 0.1
+    if not is_real(fn.support) or fn.event_dim == 0:
+        return 0.1
+    return 0.03 / math.sqrt(_fan_in(fn))
 
 
 def _fan_in(fn: Any) -> int:

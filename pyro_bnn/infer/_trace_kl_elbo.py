@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
@@ -110,12 +110,12 @@ class TraceKL_ELBO(Trace_ELBO):
     def _check_nan(
         self, model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any
     ) -> None:
-        if not math.isnan(model_trace.log_prob_sum()):
+        if not math.isnan(torch_item(model_trace.log_prob_sum())):
             return
         sites = [
             name
             for name, site in model_trace.nodes.items()
-            if site["type"] == "sample" and math.isnan(site["log_prob_sum"])
+            if site["type"] == "sample" and math.isnan(torch_item(site["log_prob_sum"]))
         ]
         found = nan_arguments(model, args, kwargs)
         cause = f"NaN in the arguments {', '.join(found)}" if found else "no argument has NaN"

@@ -128,7 +128,8 @@ def _children(obj: Any) -> Iterator[tuple[str | int, Any]]:
     if isinstance(obj, (list, tuple)):
         yield from enumerate(obj)
     elif isinstance(obj, (Distribution, Transform)):
-        yield from vars(obj).items()
+        # Transforms point back from their inverses, and keep their last value.
+        yield from ((k, v) for k, v in vars(obj).items() if k not in ("_inv", "_cached_x_y"))
 
 
 def _tensors(obj: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:

@@ -94,6 +94,10 @@ class ConstrainedPosterior(NormalPosterior):
     def median(self) -> Tensor:
         return biject_to(self._known_support())(super().median())
 
+    def center(self) -> Tensor:
+        """One value for the whole posterior, differentiable: its median, the mean if unconstrained."""
+        return biject_to(self._known_support())(super().center())
+
     def quantiles(self, probs: Tensor) -> Tensor:
         return biject_to(self._known_support())(super().quantiles(probs))
 

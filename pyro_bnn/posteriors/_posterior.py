@@ -76,6 +76,10 @@ class Posterior(PyroModule):
         """The median of each entry, shape of the weight."""
         return self._read("loc").detach().clone()
 
+    def center(self) -> Tensor:
+        """One value for the whole posterior, differentiable: its mean."""
+        return self.base().mean
+
     @abstractmethod
     def quantiles(self, probs: Tensor) -> Tensor:
         """Quantiles of each entry, shape ``probs.shape`` + shape of the weight.

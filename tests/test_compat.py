@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import Regression, bayesian_mlp, data, normal_prior, torch_mlp, within
+from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_bnn import priors
+from pyro_bnn.compat import Standalone
+from pyro_bnn.estimators import Draw
+from pyro_bnn.guides import AutoLRT, AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
+
+from kinds import GUIDES, LAYERS
+
+EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
+NETS = pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
+
+
+@EACH
+@NETS
+def test_output_and_divergence(kind, net):
+    net = net(3, 4, 1)
+    guide = kind.make(net)
+    module = Standalone(net, guide)
+    x, _ = data()
+    out, kl = module(x)
+    assert out.shape == (20, 1)
+    assert kl.shape == ()
+    expected = 0.0
+    for name in guide:
+        owner = net[int(name[0])]
+        prior = owner._pyro_samples[name[2:]]
+        prior = prior if hasattr(prior, "sample") else prior(owner)
+        expected = expected + kl_divergence(guide[name].distribution(), prior)
+    torch.testing.assert_close(kl, expected)
+    assert not torch.equal(module(x)[0], module(x)[0])
+    assert not len(pyro.get_param_store())
+
+
+@EACH
+@pytest.mark.parametrize("row", LAYERS, ids=lambda r: r.make.__name__)
+def test_layers(kind, row):
+    for variant in row.variants:
+        layer = row.make(**row.args, **variant)
+        module = Standalone(layer, kind.make(layer))
+        x = torch.randn(row.input, dtype=variant.get("dtype"))
+        out, kl = module(x)
+        assert out.shape == row.torch(**row.args)(torch.randn(row.input)).shape
+        assert out.dtype == kl.dtype == x.dtype
+        (out.sum() + kl).backward()
+        assert all((p.grad != 0).all() for p in module.parameters())
+
+
+@EACH
+def test_parameters_are_those_of_the_guide(kind):
+    net = bayesian_mlp(3, 4, 1)
+    guide = kind.make(net)
+    module = Standalone(net, guide)
+    assert {id(p) for p in module.parameters()} == {id(p) for p in guide.parameters()}
+    with_biases = torch_mlp(3, 4, 1)
+    both = Standalone(with_biases, kind.make(with_biases))
+    assert {id(p) for p in both.net.parameters()} <= {id(p) for p in both.parameters()}
+    out, kl = both(data()[0])
+    (out.square().sum() + kl).backward()
+    assert all((p.grad != 0).all() for p in both.parameters())
+
+
+@EACH
+def test_several_forward_passes_before_one_backward(kind):
+    net = bayesian_mlp(3, 4, 1, dtype=torch.float64)
+    module = Standalone(net, kind.make(net))
+    x, y = data(dtype=torch.float64)
+
+    def losses():
+        for seed, rows in enumerate((slice(0, 5), slice(5, 20), slice(2, 9))):
+            torch.manual_seed(seed)
+            out, kl = module(x[rows])
+            yield (out.squeeze(-1) - y[rows]).square().sum() + kl
+
+    together = torch.autograd.grad(sum(list(losses())), list(module.parameters()))
+    one_by_one = [torch.autograd.grad(loss, list(module.parameters())) for loss in losses()]
+    for i, gradient in enumerate(together):
+        torch.testing.assert_close(gradient, sum(g[i] for g in one_by_one))
+
+
+@EACH
+def test_gradients_against_finite_differences(kind):
+    if kind.name == "AutoMixture":
+        return  # its draws are not smooth in the parameters, only their distribution is
+    net = bayesian_mlp(3, 2, 1, dtype=torch.float64)
+    module = Standalone(net, kind.make(net))
+    x, _ = data(4, dtype=torch.float64)
+    parameters = dict(module.named_parameters())
+
+    def f(*values):
+        torch.manual_seed(0)
+        out, kl = torch.func.functional_call(
+            module, dict(zip(parameters, values, strict=True)), (x,)
+        )
+        return out, kl
+
+    def g(*values):
+        with torch.no_grad():
+            saved = [p.clone() for p in parameters.values()]
+        out = f(*values)
+        del saved
+        return out
+
+    assert torch.autograd.gradcheck(g, tuple(parameters.values()))
+
+
+@EACH
+def test_sample_or_mean(kind):
+    net = bayesian_mlp(3, 4, 1)
+    module = Standalone(net, kind.make(net), sample=False)
+    x, _ = data()
+    for mode in (True, False):
+        module.train(mode)
+        module.sample = False
+        torch.testing.assert_close(module(x)[0], module(x)[0])
+        means = {n: module.guide[n].distribution().mean for n in module.guide}
+        expected = pyro.poutine.condition(net, means)(x)
+        torch.testing.assert_close(module(x)[0], expected)
+        module.sample = True
+        assert not torch.equal(module(x)[0], module(x)[0])
+
+
+@EACH
+def test_shared_draws(kind):
+    net = bayesian_mlp(3, 4, 1)
+    module = Standalone(net, kind.make(net, init_scale=0.3))
+    x = torch.ones(6, 3)
+    with module.guide.shared_draws():
+        out, _ = module(x)
+    torch.testing.assert_close(out, out[:1].expand(6, 1))
+    assert torch.allclose(*(module(x)[0][i] for i in (0, 1))) <= kind.is_shared
+
+
+@EACH
+@NETS
+def test_compiles_in_one_graph(kind, net):
+    torch._dynamo.reset()
+    net = net(3, 4, 1)
+    module = Standalone(net, kind.make(net, init_scale=0.3))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, _ = data()
+    torch.testing.assert_close(compiled(x)[1], module(x)[1])
+    out = torch.stack([compiled(x)[0] for _ in range(300)])
+    expected = torch.stack([module(x)[0] for _ in range(300)])
+    error = (out.var(0) / 300 + expected.var(0) / 300).sqrt()
+    assert ((out.mean(0) - expected.mean(0)).abs() < 5 * error).all()
+    for _ in range(2):
+        module.zero_grad()
+        out, kl = compiled(x)
+        (out.square().sum() + kl).backward()
+        assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+        assert all((p.grad != 0).all() for p in module.parameters())
+    before = compiled(x)[1]
+    with torch.no_grad():
+        for parameter in module.guide.parameters():
+            parameter.add_(0.5)
+    assert compiled(x)[1] != before
+    torch.testing.assert_close(compiled(x)[1], module(x)[1])
+    module.sample = False
+    torch.testing.assert_close(compiled(x)[0], module(x)[0])
+
+
+@EACH
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_copies_and_pickles(kind, copied):
+    net = bayesian_mlp(3, 4, 1)
+    module = Standalone(net, kind.make(net))
+    x, _ = data()
+    module(x)
+    other = copied(module)
+    other.sample = module.sample = False
+    torch.testing.assert_close(other(x), module(x))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    assert not torch.equal(other(x)[0], module(x)[0])
+
+
+@EACH
+def test_state_dict_round_trip(kind):
+    net, other_net = bayesian_mlp(3, 4, 1), bayesian_mlp(3, 4, 1)
+    module = Standalone(net, kind.make(net), sample=False)
+    other = Standalone(other_net, kind.make(other_net), sample=False)
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    x, _ = data()
+    torch.testing.assert_close(other(x), module(x))
+
+
+@EACH
+def test_moves_with_net_and_guide(kind):
+    net = bayesian_mlp(3, 4, 1)
+    module = Standalone(net, kind.make(net)).double()
+    out, kl = module(data(dtype=torch.float64)[0])
+    assert out.dtype == kl.dtype == torch.float64
+
+
+@EACH
+def test_same_network_in_both_worlds(kind):
+    """The loss of a mini-batch is that of SVI, in expectation."""
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=0.5)
+    guide = kind.make(model, init_scale=0.2)
+    module = Standalone(model.net, guide)
+    assert {id(p) for p in module.parameters()} == {id(p) for p in guide.parameters()}
+
+    def loss():
+        out, kl = module(x)
+        return kl - dist.Normal(out.squeeze(-1), 0.5).log_prob(y).sum()
+
+    with torch.no_grad():
+        standalone = torch.stack([loss() for _ in range(2_000)])
+        svi = torch.tensor([TraceKL_ELBO().loss(model, guide, x, y) for _ in range(2_000)])
+    error = (standalone.var() / 2_000 + svi.var() / 2_000).sqrt()
+    assert (standalone.mean() - svi.mean()).abs() < 5 * error
+
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    samples = Predictive(model, guide=guide, num_samples=200)(x)["obs"]
+    assert (samples.mean(0) - y).square().mean() < 0.7
+
+
+class Everything(PyroModule):
+    """Hooks, buffers, dropout, a module used twice, constrained and hierarchical parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.drop = PyroModule[nn.Dropout](0.5)
+        self.inner = torch_mlp(3, 3)
+        self.tau = PyroSample(dist.HalfNormal(1.0))
+        self.weight = PyroSample(lambda self: dist.Normal(0, self.tau).expand([1, 3]).to_event(2))
+        self.gain = PyroParam(torch.tensor(2.0), constraint=dist.constraints.positive)
+        self.factor = 1.0
+        self.register_buffer("offset", torch.tensor(0.0))
+
+    def forward(self, x, *, double=False):
+        x = self.inner(self.inner(self.norm(x)))
+        y = self.gain * nn.functional.linear(self.drop(x), self.weight) + self.offset
+        return self.factor * (2 * y if double else y)
+
+
+def test_a_users_own_module():
+    net = Everything()
+    module = Standalone(net, AutoReparameterization(net), sample=False)
+    x, _ = data()
+    out, kl = module(x)
+    (out.sum() + kl).backward()
+    assert net.gain_unconstrained.grad != 0
+    assert net.norm.running_mean.abs().sum() > 0
+    assert not torch.equal(module(x)[0], out)  # dropout
+    net.eval()  # on the network itself
+    fixed = module(x)[0]
+    torch.testing.assert_close(module(x)[0], fixed)
+    torch.testing.assert_close(module(x, double=True)[0], 2 * fixed)
+    net.factor = 3.0
+    torch.testing.assert_close(module(x)[0], 3 * fixed)
+    net.factor = 1.0
+    net.offset = torch.tensor(1.0)
+    torch.testing.assert_close(module(x)[0], fixed + 1)
+    seen = []
+    handle = net.inner[0].register_forward_hook(lambda *args: seen.append(1))
+    module(x)
+    assert len(seen) == 2
+    handle.remove()
+
+
+def test_divergence_of_a_hierarchical_prior_is_estimated_at_the_draw():
+    net = Everything()
+    net.eval()
+    module = Standalone(net, AutoReparameterization(net, init_scale=0.3))
+    x, _ = data()
+    with torch.no_grad():
+        kls = torch.stack([module(x)[1] for _ in range(4_000)])
+    q = {name: module.guide[name].distribution() for name in module.guide}
+    tau = q["tau"].sample((20_000,))
+    expected = q["tau"].log_prob(tau) - dist.HalfNormal(1.0).log_prob(tau)
+    weight = q["weight"].base_dist
+    expected = expected + kl_divergence(weight, dist.Normal(0.0, tau.view(-1, 1, 1))).sum((1, 2))
+    inner = net.inner[0]._pyro_samples["weight"]
+    expected = expected + kl_divergence(q["inner.0.weight"], inner)
+    error = (kls.var() / len(kls) + expected.var() / len(expected)).sqrt()
+    assert (kls.mean() - expected.mean()).abs() < 5 * error
+
+
+def test_learnable_prior():
+    net = bayesian_mlp(3, 1, prior=priors.Normal(0.0, 1.0, learnable_scale=True))
+    module = Standalone(net, AutoLRT(net))
+    module(data()[0])[1].backward()
+    assert net[0].weight_prior.scale_unconstrained.grad != 0
+
+
+def test_tied_weights_count_once():
+    layer = bayesian_mlp(3, 3)[0]
+    twice = PyroModule[nn.Sequential](layer, nn.Tanh(), layer)
+    once = Standalone(twice, AutoLRT(twice))
+    names = list(once.guide)
+    assert len(names) == 2
+    x, _ = data()
+    expected = sum(
+        kl_divergence(once.guide[n].distribution(), getattr(layer, n.split(".")[1] + "_prior")())
+        for n in names
+    )
+    torch.testing.assert_close(once(x)[1], expected)
+
+
+def test_a_draw_outlives_the_call_for_nobody():
+    net = bayesian_mlp(3, 1)
+    module = Standalone(net, AutoLRT(net))
+    with pytest.raises(ValueError, match="features"):
+        module(torch.ones(2, 5))
+    twin = module._twin._modules["0"]
+    assert not any(isinstance(v, Draw) for v in twin.__dict__.values())
+
+
+def test_rejects():
+    net = bayesian_mlp(3, 1)
+    with pytest.raises(TypeError, match="guide"):
+        Standalone(net, AutoNormal(net))
+    with pytest.raises(ValueError, match="no random weights"):
+        Standalone(nn.Linear(3, 1), AutoLRT(net))
+    with pytest.raises(ValueError, match="no posteriors"):
+        Standalone(bayesian_mlp(3, 4, 1), AutoLRT(net))
+
+    class Sampling(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = normal_prior(1, 3)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight) + pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    sampling = Sampling()
+    with pytest.raises(ValueError, match="`z`"):
+        Standalone(sampling, AutoLRT(sampling))(torch.ones(2, 3))
+
+
+def test_moments_of_outputs():
+    net = bayesian_mlp(3, 1, bias=False)
+    module = Standalone(net, AutoLRT(net, init_scale=0.3))
+    x, _ = data()
+    with torch.no_grad():
+        out = torch.stack([module(x)[0] for _ in range(4_000)])
+    q = module.guide["0.weight"].base()
+    assert within(out, nn.functional.linear(x, q.mean))
+    mean = nn.functional.linear(x, q.mean)
+    assert within((out - mean).square(), nn.functional.linear(x**2, q.variance))

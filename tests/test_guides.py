@@ -1,0 +1,515 @@
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import Regression, bayesian_mlp, data, normal_prior, torch_mlp, within
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal, init_to_value
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+import pyro_bnn.guides
+from pyro_bnn.distributions import Radial
+from pyro_bnn.estimators import Draw, Flipout
+from pyro_bnn.guides import (
+    AutoFlipout,
+    AutoLRT,
+    AutoMixture,
+    AutoRadial,
+    AutoReparameterization,
+    init_to_fan_in,
+)
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.nn import BayesianLinear
+from pyro_bnn.posteriors import ConstrainedPosterior, NormalPosterior, RadialPosterior
+
+from kinds import GUIDES
+
+EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
+NETS = {"bayesian": bayesian_mlp, "torch": torch_mlp}
+
+
+def step(model, guide, *args, elbo=None, steps=1):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo or TraceKL_ELBO())
+    return [svi.step(*args) for _ in range(steps)]
+
+
+def test_every_guide_has_a_row():
+    names = {k.name for k in GUIDES} | {"AutoPosterior", "init_to_fan_in"}
+    assert names == set(pyro_bnn.guides.__all__)
+
+
+@EACH
+@pytest.mark.parametrize("net", NETS)
+def test_parameters_exist_at_construction(kind, net):
+    model = Regression(NETS[net](3, 4, 1))
+    guide = kind.make(model)
+    assert isinstance(guide, AutoGuide)
+    before = dict(guide.named_parameters())
+    assert before
+    step(model, guide, *data())
+    assert dict(guide.named_parameters()).keys() == before.keys()
+
+
+@EACH
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("noise", [0.5, None])
+def test_every_parameter_gets_a_gradient_also_on_the_second_pass(kind, net, noise):
+    model = Regression(NETS[net](3, 4, 1, dtype=torch.float64), noise)
+    guide = kind.make(model)
+    x, y = data(dtype=torch.float64)
+    guide(x, y)
+    elbo = TraceKL_ELBO()(model, guide)
+    for _ in range(2):
+        elbo.zero_grad()
+        elbo(x, y).backward()
+        for name, parameter in elbo.named_parameters():
+            assert parameter.dtype == torch.float64
+            assert torch.isfinite(parameter.grad).all(), name
+            assert (parameter.grad != 0).all(), name
+
+
+@EACH
+def test_samples_the_models_own_sites(kind):
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = kind.make(model)
+    x, y = data()
+    trace = poutine.trace(guide).get_trace(x, y)
+    model_trace = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x, y)
+    assert trace.stochastic_nodes == [n for n in model_trace.stochastic_nodes if n != "data"]
+    for name in trace.stochastic_nodes:
+        assert trace.nodes[name]["value"] is model_trace.nodes[name]["value"]
+        assert trace.nodes[name]["fn"].event_dim == model_trace.nodes[name]["fn"].event_dim
+    # Pyro warns of orders that break its mean-field condition, and warnings are errors here.
+    TraceMeanField_ELBO().loss(model, guide, x, y)
+
+
+@EACH
+def test_draws(kind):
+    guide = kind.make(bayesian_mlp(3, 4, 1))
+    weight = guide(data()[0])["0.weight"]
+    assert isinstance(weight, Draw) != kind.is_shared
+    with guide.shared_draws():
+        assert type(guide(data()[0])["0.weight"]) is torch.Tensor
+        with guide.shared_draws():
+            pass
+        assert guide.is_shared
+    assert not guide.is_shared
+    with pytest.raises(RuntimeError, match="inside"), guide.shared_draws():
+        raise RuntimeError("inside")
+    assert not guide.is_shared
+
+
+@EACH
+def test_state_dict_loads_into_a_fresh_guide(kind):
+    """Also that of the noise, which only a run reveals."""
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = kind.make(model)
+    step(model, guide, x, y, steps=3)
+    buffer = io.BytesIO()
+    torch.save(guide.state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+
+    other_model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    other = kind.make(other_model)
+    other.load_state_dict(state)
+    assert other.state_dict().keys() == state.keys()
+    torch.manual_seed(3)
+    loss = TraceKL_ELBO().loss(model, guide, x, y)
+    other(x, y)
+    torch.manual_seed(3)
+    assert TraceKL_ELBO().loss(other_model, other, x, y) == loss
+    assert other.median().keys() == guide.median().keys()
+    for name, value in guide.median().items():
+        torch.testing.assert_close(other.median()[name], value)
+
+
+@EACH
+def test_state_of_another_model_is_rejected(kind):
+    guide = kind.make(Regression(bayesian_mlp(3, 4, 1)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        guide.load_state_dict(kind.make(Regression(bayesian_mlp(3, 5, 1))).state_dict())
+
+
+@EACH
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "both"])
+def test_copies_and_pickles(kind, when, how):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = kind.make(model)
+    if when == "after":
+        step(model, guide, x, y)
+    if how == "deepcopy":
+        other_model, other = model, copy.deepcopy(guide)
+    elif how == "pickle":
+        if when == "before":
+            with pytest.raises(ValueError, match="unpickled"):
+                pickle.loads(pickle.dumps(guide))(x, y)
+            return
+        other_model, other = model, pickle.loads(pickle.dumps(guide))
+    else:
+        elbo = copy.deepcopy(TraceKL_ELBO()(model, guide))
+        other_model, other = elbo.model, elbo.guide
+        assert other.model is other_model
+    assert guide.model is model  # Pyro's own guides lose it
+    state = copy.deepcopy(guide.state_dict())
+    step(other_model, other, x, y, steps=2)
+    for name, value in state.items():
+        assert (guide.state_dict()[name] == value).all()
+        assert (other.state_dict()[name] != value).any()
+    step(model, guide, x, y)
+
+
+@EACH
+def test_median_and_quantiles(kind):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = kind.make(model)
+    assert set(guide.median()) == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"}
+    guide(x, y)
+    median = guide.median()
+    assert median["noise"] > 0
+    assert median["net.0.weight"].shape == (4, 3)
+    if not kind.has_quantiles:
+        with pytest.raises(NotImplementedError, match="samples"):
+            guide.quantiles([0.5])
+        return
+    low, middle, high = guide.quantiles([0.1, 0.5, 0.9])["net.0.weight"]
+    torch.testing.assert_close(middle, median["net.0.weight"])
+    assert (low < middle).all()
+    assert (middle < high).all()
+    (middle,) = guide.quantiles(torch.tensor([0.5]))["noise"]
+    torch.testing.assert_close(middle, median["noise"])
+
+
+@EACH
+def test_initialization(kind):
+    value = torch.randn(4, 3)
+    guide = kind.make(
+        bayesian_mlp(3, 4, 1),
+        init_loc_fn=init_to_value(values={"0.weight": value}, fallback=init_to_fan_in),
+        init_scale=0.25,
+    )
+    torch.testing.assert_close(guide.median()["0.weight"], value)
+    assert (guide.median()["2.weight"].abs() <= 1.5).all()
+    torch.testing.assert_close(guide.median()["2.bias"], torch.zeros(1))
+    base = guide["2.weight"].base()
+    scale = base.scale / 2 if isinstance(base, Radial) else base.scale  # of four entries
+    torch.testing.assert_close(scale.detach(), torch.full_like(scale, 0.25))
+    with pytest.raises(ValueError, match="init_scale"):
+        kind.make(bayesian_mlp(3, 4, 1), init_scale=0.0)
+
+
+@EACH
+def test_in_a_list_of_guides(kind):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    first = kind.make(poutine.block(model, expose=["net.0.weight", "net.0.bias"]))
+    assert list(first) == ["net.0.weight", "net.0.bias"]
+    guide = AutoGuideList(model)
+    guide.append(first)
+    guide.append(kind.make(poutine.block(model, hide=["net.0.weight", "net.0.bias", "noise"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["noise"])))
+    losses = step(model, guide, x, y, elbo=Trace_ELBO(), steps=3)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert set(guide.median()) >= {"net.0.weight", "net.2.weight", "noise"}
+    before = [p.clone() for p in first.parameters()]
+    step(model, guide, x, y, elbo=Trace_ELBO(), steps=1)
+    assert all((p != b).any() for p, b in zip(first.parameters(), before, strict=True))
+
+
+def test_a_choice_for_each_site():
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = AutoLRT(
+        model,
+        sites={
+            "net.0.*": RadialPosterior,
+            "net.2.bias": partial(NormalPosterior, estimator=Flipout()),
+        },
+    )
+    assert isinstance(guide["net.0.weight"], RadialPosterior)
+    assert isinstance(guide["net.2.bias"].estimator, Flipout)
+    assert type(guide["net.2.weight"].estimator).__name__ == "LocalReparameterization"
+    losses = step(model, guide, x, y, steps=400)
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    fresh = AutoLRT(model, sites={"net.*": RadialPosterior, "noise": NormalPosterior})
+    with pytest.raises(ValueError, match="noise"):
+        fresh(x, y)
+    unused = AutoLRT(model, sites={"netz.*": RadialPosterior})
+    with pytest.raises(ValueError, match=r"netz"):
+        unused(x, y)
+    with pytest.raises(KeyError, match="net.0.weight"):
+        guide["weight"]
+
+
+class Own(PyroModule):
+    """A user's module: hierarchical scale, an unused site, a weight used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroSample(dist.HalfNormal(1.0))
+        self.weight = PyroSample(lambda self: dist.Normal(0, self.scale).expand([3, 3]).to_event(2))
+        self.square = PyroSample(lambda self: self.scale**2)
+
+    def forward(self, x):
+        return nn.functional.linear(nn.functional.linear(x, self.weight), self.weight).sum(-1)
+
+
+@EACH
+def test_a_users_own_module(kind):
+    x, y = data()
+    model = Regression(Own())
+    model.net = Own()
+    guide = kind.make(model)
+    assert set(guide) == {"net.scale", "net.weight"}
+    assert isinstance(guide["net.scale"], ConstrainedPosterior)
+    losses = step(model, guide, x, y, steps=20)
+    assert all(torch.isfinite(torch.tensor(losses)))
+
+
+@EACH
+def test_a_function_model(kind):
+    net = bayesian_mlp(3, 4, 1)
+
+    def model(x, y=None):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean(x), 0.5), obs=y)
+
+    def mean(x):
+        return net(x).squeeze(-1)
+
+    def direct(x, y=None):
+        output = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(output, 0.5), obs=y)
+
+    x, y = data()
+    assert set(kind.make(direct)) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    step(direct, kind.make(direct), x, y, steps=2)
+    # A network that the function only reaches through another is found in a run.
+    guide = kind.make(model)
+    assert not list(guide)
+    with pytest.raises(ValueError, match="plate `data`"):
+        guide(x, y)
+
+    def indirect(x, y=None):
+        output = mean(x)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(output, 0.5), obs=y)
+
+    guide = kind.make(indirect)
+    step(indirect, guide, x, y, steps=2)
+    assert isinstance(guide(x, y)["0.weight"], Draw) != kind.is_shared
+
+
+class InsidePlate(Regression):
+    def forward(self, x, y=None):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(self.net(x).squeeze(-1), 0.5), obs=y)
+
+
+@EACH
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceKL_ELBO])
+def test_a_network_inside_the_data_plate(kind, net, elbo):
+    model = InsidePlate(NETS[net](3, 4, 1))
+    guide = kind.make(model)
+    state = copy.deepcopy(guide.state_dict())
+    with pytest.raises(ValueError, match=r"(?s)plate `data`.*before the plate"):
+        step(model, guide, *data(), elbo=elbo())
+    for name, value in guide.state_dict().items():
+        assert (state[name] == value).all()
+
+
+@EACH
+def test_plates_of_samples_outside(kind):
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = kind.make(model)
+    x, y = data()
+    with pyro.plate("samples", 7, dim=-2):
+        trace = poutine.trace(guide).get_trace(x, y)
+        replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x, y)
+    assert trace.nodes["net.0.weight"]["value"].shape == (7, 1, 4, 3)
+    assert replayed.nodes["obs"]["fn"].batch_shape == (7, 20)
+
+
+class Tasks(PyroModule):
+    """One network for each task, whose tasks may be subsampled."""
+
+    def __init__(self, num_tasks, subsample_size=None):
+        super().__init__()
+        self.net = bayesian_mlp(3, 1)
+        self.plate = (num_tasks, subsample_size)
+
+    def forward(self, x, y=None):
+        with pyro.plate("tasks", self.plate[0], subsample_size=self.plate[1], dim=-2) as index:
+            mean = self.net(x[index]).squeeze(-1)
+            with pyro.plate("data", x.shape[1], dim=-1):
+                return pyro.sample(
+                    "obs", dist.Normal(mean, 0.5), obs=None if y is None else y[index]
+                )
+
+
+@EACH
+@pytest.mark.parametrize("subsample_size", [None, 2])
+def test_a_network_for_each_task(kind, subsample_size):
+    x = torch.randn(5, 8, 3)
+    slopes = torch.arange(5.0).view(5, 1)
+    y = slopes * x[..., 0]
+    model = Tasks(5, subsample_size)
+    with pytest.raises(ValueError, match=r"plates=\['tasks'\]"):
+        kind.make(model)(x, y)
+    guide = kind.make(model, plates=["tasks"], init_scale=0.05)
+    assert not list(guide)
+    guide(x, y)
+    assert guide["net.0.weight"].loc.shape[:4] == (5, 1, 1, 3)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.995}), TraceKL_ELBO())
+    for _ in range(800):
+        svi.step(x, y)
+    fitted = guide.median()["net.0.weight"][..., 0].flatten()
+    assert (fitted - slopes.flatten()).abs().max() < 0.5
+
+    other = kind.make(model, plates="tasks")
+    other.load_state_dict(guide.state_dict())
+    assert other(x, y).keys() == guide(x, y).keys()
+    torch.testing.assert_close(other["net.0.weight"].median(), guide["net.0.weight"].median())
+
+
+@pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
+def test_local_latent_variables_in_a_subsampled_plate(kind):
+    class Simple(PyroModule):
+        def forward(self, x):
+            with pyro.plate("data", 50, subsample_size=10) as index:
+                level = pyro.sample("level", dist.Normal(0.0, 10.0))
+                pyro.sample("obs", dist.Normal(level, 0.5), obs=x[index])
+
+    x = torch.linspace(-5, 5, 50)
+    model = Simple()
+    guide = kind.make(model)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.2, "lrd": 0.998}), TraceKL_ELBO())
+    for _ in range(2_000):
+        svi.step(x)
+    assert guide["level"].loc.shape == (50,)
+    # The posterior of each level is N(x / (1 + 0.0025), 0.25 / (1 + 0.0025)).
+    assert (guide.median()["level"] - x / 1.0025).abs().max() < 0.25
+
+
+def test_no_latent_sites():
+    class Deterministic(PyroModule):
+        def forward(self, x):
+            return pyro.sample("obs", dist.Normal(x, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="no latent sites"):
+        AutoFlipout(Deterministic())(torch.ones(3))
+
+
+def test_modules_that_pyro_cannot_name():
+    net = nn.Sequential(BayesianLinear(3, 4), nn.ReLU(), BayesianLinear(4, 1))
+    with pytest.raises(ValueError, match="to_pyro_module_"):
+        AutoFlipout(net)
+    pyro.nn.module.to_pyro_module_(net)
+    guide = AutoFlipout(net)
+    assert set(guide) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert guide(torch.ones(2, 3))["2.weight"].shape == (1, 4)
+
+
+def test_discrete_sites_are_named():
+    class Discrete(PyroModule):
+        def forward(self):
+            return pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(ValueError, match="'z'"):
+        AutoLRT(Discrete())()
+
+
+@EACH
+@pytest.mark.parametrize("where", ["x", "y"])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceKL_ELBO])
+def test_nan_in_the_data(kind, where, elbo):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = kind.make(model)
+    step(model, guide, x, y)
+    {"x": x, "y": y}[where].view(-1)[3] = float("nan")
+    state = copy.deepcopy(guide.state_dict())
+    with pytest.raises(ValueError, match=rf"`{where}` \(1 of {x.numel() if where == 'x' else 20}"):
+        step(model, guide, x, y, elbo=elbo())
+    for name, value in guide.state_dict().items():
+        assert (state[name] == value).all()
+
+
+def test_nan_that_the_model_masks():
+    class Missing(Regression):
+        def forward(self, x, y):
+            mean = self.net(x).squeeze(-1)
+            seen = ~y.isnan()
+            with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+                pyro.sample("obs", dist.Normal(mean, 0.5), obs=y.nan_to_num())
+
+    x, y = data()
+    y[2] = float("nan")
+    model = Missing(bayesian_mlp(3, 4, 1))
+    assert step(model, AutoLRT(model, allow_nan=True), x, y)
+    with pytest.raises(ValueError, match="allow_nan"):
+        step(model, AutoLRT(model), x, y)
+
+
+@EACH
+def test_infinite_values_are_not_nan(kind):
+    guide = kind.make(bayesian_mlp(3, 4, 1))
+    guide(torch.tensor([[float("inf"), float("-inf"), 1.0]]))
+
+
+@EACH
+def test_double_and_devices(kind):
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None).double()
+    guide = kind.make(model)
+    x, y = data(dtype=torch.float64)
+    guide(x, y)
+    assert {p.dtype for p in guide.parameters()} == {torch.float64}
+    single = kind.make(Regression(bayesian_mlp(3, 4, 1))).double()
+    assert {v.dtype for v in single.median().values()} == {torch.float64}
+    assert single["net.0.weight"].distribution().rsample().dtype == torch.float64
+
+
+@EACH
+def test_draws_have_the_moments_of_the_posterior(kind):
+    guide = kind.make(bayesian_mlp(3, 4, bias=False), init_scale=0.3)
+    x = torch.randn(5, 3)
+    net = guide.model
+
+    def output():
+        return poutine.replay(net, trace=poutine.trace(guide).get_trace(x))(x)
+
+    with torch.no_grad():
+        y = torch.stack([output() for _ in range(4_000)])
+    q = guide["0.weight"].base()
+    mean, variance = nn.functional.linear(x, q.mean), nn.functional.linear(x**2, q.variance)
+    assert within(y, mean)
+    assert within((y - mean).square(), variance)
+
+
+def test_a_prior_that_is_not_an_event_is_left_to_pyro():
+    net = PyroModule[nn.Linear](3, 2)
+    net.weight = PyroSample(dist.Normal(0.0, 1.0).expand([2, 3]))
+    net.bias = normal_prior(2)
+    guide = AutoReparameterization(net)
+    assert guide["weight"].distribution().batch_shape == (2, 3)
+
+
+@pytest.mark.parametrize("make", [AutoRadial, AutoMixture])
+def test_flipout_of_other_families(make):
+    q = make(bayesian_mlp(3, 4), sites={"*": partial(RadialPosterior, estimator=Flipout())})
+    assert isinstance(q(torch.ones(2, 3))["0.weight"], Draw)

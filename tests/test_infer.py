@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import Regression, bayesian_mlp, data, torch_mlp, within
+from pyro import poutine
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    Importance,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.infer.importance import psis_diagnostic
+from pyro.nn import PyroModule, PyroSample
+
+from pyro_bnn import priors
+from pyro_bnn.distributions import Radial
+from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoRadial, AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.posteriors import RadialPosterior
+
+from kinds import GUIDES
+
+EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
+ELBOS = [Trace_ELBO, TraceMeanField_ELBO, TraceKL_ELBO]
+
+
+def losses(elbo, model, guide, *args, count=400):
+    with torch.no_grad():
+        return torch.tensor([float(elbo.loss(model, guide, *args)) for _ in range(count)])
+
+
+def same_mean(a, b, errors=5.0):
+    error = math.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
+    return abs(a.mean() - b.mean()) <= errors * error + 1e-4 * abs(b.mean())
+
+
+@EACH
+@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("noise", [0.5, None])
+@pytest.mark.parametrize("trainer", ["pyro.optim", "torch"])
+def test_training_lowers_the_loss(kind, elbo, noise, trainer):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise)
+    guide = kind.make(model)
+    loss = elbo(num_particles=4, vectorize_particles=True)
+    before = losses(elbo(), model, guide, x, y)
+    if trainer == "pyro.optim":
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+        for _ in range(150):
+            svi.step(x, y)
+    else:
+        module = loss(model, guide)
+        module(x, y)
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+        for _ in range(150):
+            optimizer.zero_grad()
+            module(x, y).backward()
+            optimizer.step()
+    after = losses(elbo(), model, guide, x, y)
+    assert after.median() < before.median() - 5
+
+
+@EACH
+@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
+def test_looped_and_vectorized_particles_agree(kind, elbo, net):
+    if elbo is Trace_ELBO and not kind.is_normal:
+        pytest.importorskip("torch")  # noisy for radial weights, but the mean is checked all the same
+    x, y = data(8)
+    model = Regression(net(3, 2, 1), noise=None)
+    guide = kind.make(model, init_scale=0.3)
+    loop = losses(elbo(num_particles=5), model, guide, x, y, count=200)
+    vectorized = losses(
+        elbo(num_particles=5, vectorize_particles=True), model, guide, x, y, count=400
+    )
+    assert same_mean(loop, vectorized)
+    assert vectorized.std() == pytest.approx(loop.std(), rel=0.3)
+
+
+@EACH
+@pytest.mark.parametrize("prior", [priors.Normal(0.0, 1.0), dist.StudentT(5.0)])
+def test_agrees_with_trace_elbo_in_expectation(kind, prior):
+    x, y = data(8)
+    model = Regression(bayesian_mlp(3, 2, 1, prior=prior), noise=None)
+    guide = kind.make(model, init_scale=0.3)
+    plain = losses(Trace_ELBO(), model, guide, x, y, count=3_000)
+    analytic = losses(TraceKL_ELBO(), model, guide, x, y, count=1_000)
+    if kind.make.__name__ == "AutoMixture":
+        assert analytic.mean() > plain.mean() - 5 * plain.std() / 3_000**0.5  # an upper bound
+    else:
+        assert same_mean(plain, analytic)
+
+
+@EACH
+@pytest.mark.parametrize("prior", [priors.Normal(0.0, 1.0), dist.StudentT(5.0)])
+def test_kl_weight(kind, prior):
+    """The loss is linear in it, also where the divergence has no formula."""
+    x, y = data(8)
+    model = Regression(bayesian_mlp(3, 2, 1, prior=prior), noise=None)
+    guide = kind.make(model, init_scale=0.3)
+    likelihood, half, full = (
+        losses(TraceKL_ELBO(kl_weight=w), model, guide, x, y, count=1_500) for w in (0, 0.5, 1)
+    )
+    assert same_mean(0.5 * (likelihood + full), half)
+    assert not same_mean(likelihood, full)
+
+
+def test_kl_weight_can_be_annealed():
+    elbo = TraceKL_ELBO()
+    elbo.kl_weight = 0.1
+    assert elbo.kl_weight == 0.1
+    for value in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="kl_weight"):
+            elbo.kl_weight = value
+        with pytest.raises(ValueError, match="kl_weight"):
+            TraceKL_ELBO(kl_weight=value)
+    assert elbo.kl_weight == 0.1
+
+
+@pytest.mark.parametrize("which", ["model", "guide", "both"])
+def test_scaled_by_the_user(which):
+    """Different scales on the two sides, or the same, mean what they mean to Trace_ELBO."""
+    x, y = data(8)
+    model = Regression(bayesian_mlp(3, 2, 1))
+    guide = AutoReparameterization(model, init_scale=0.3)
+    scaled_model = poutine.scale(model, 0.5) if which != "guide" else model
+    scaled_guide = poutine.scale(guide, 0.5) if which != "model" else guide
+    plain = losses(Trace_ELBO(), scaled_model, scaled_guide, x, y, count=3_000)
+    analytic = losses(TraceKL_ELBO(), scaled_model, scaled_guide, x, y, count=1_000)
+    assert same_mean(plain, analytic)
+
+
+@pytest.mark.parametrize("make", [AutoFlipout, AutoLRT, AutoRadial])
+def test_no_density_that_a_divergence_replaces(make, monkeypatch):
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = make(model)
+    observed = []
+    log_prob = torch.distributions.Normal.log_prob
+
+    def spy(self, value):
+        observed.append(value.shape)
+        return log_prob(self, value)
+
+    monkeypatch.setattr(torch.distributions.Normal, "log_prob", spy)
+    monkeypatch.setattr(Radial, "log_prob", spy)
+    loss = TraceKL_ELBO().loss_and_grads(model, guide, x, y)
+    assert math.isfinite(loss)
+    assert set(observed) == {y.shape}
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_divergence_does_not_depend_on_the_number_of_particles(vectorize):
+    x, y = data()
+    model = poutine.mask(Regression(bayesian_mlp(3, 4, 1)), mask=True)
+    guide = AutoLRT(model)
+    kl = sum(
+        torch.distributions.kl_divergence(
+            guide[name].distribution(), model_site["fn"]
+        )
+        for name, model_site in poutine.trace(model).get_trace(x, y).nodes.items()
+        if name in set(guide)
+    )
+    values = [
+        TraceKL_ELBO(num_particles=n, vectorize_particles=vectorize, kl_weight=w).loss(
+            model, guide, x, y
+        )
+        for n in (1, 4)
+        for w in (0.0, 1e6)
+    ]
+    for without, heavy in (values[:2], values[2:]):
+        assert (heavy - without) / 1e6 == pytest.approx(kl.item(), rel=1e-3)
+
+
+@EACH
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_mini_batches_average_to_the_full_data(kind, elbo):
+    if elbo is Trace_ELBO and kind.name == "AutoRadial":
+        elbo = TraceKL_ELBO
+    x, y = data(12)
+    net = bayesian_mlp(3, 2, 1)
+    full, batch = Regression(net), Regression(net, size=12)
+    guide = kind.make(full, init_scale=0.3)
+    whole = losses(elbo(), full, guide, x, y, count=1_500)
+    parts = []
+    for _ in range(1_500):
+        index = torch.randperm(12)[:3]
+        parts.append(losses(elbo(), batch, guide, x[index], y[index], count=1))
+    assert same_mean(torch.cat(parts), whole)
+
+
+class Subsampling(Regression):
+    def forward(self, x, y=None):
+        output = self.net(x).squeeze(-1)
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            obs = None if y is None else y[index]
+            return pyro.sample("obs", dist.Normal(output[index], 0.5), obs=obs)
+
+
+@EACH
+def test_plate_that_subsamples_itself(kind):
+    x, y = data()
+    model = Subsampling(bayesian_mlp(3, 4, 1))
+    guide = kind.make(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    assert all(math.isfinite(svi.step(x, y)) for _ in range(3))
+
+
+@EACH
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predictive(kind, parallel):
+    x, _ = data()
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = kind.make(model, init_scale=0.2)
+    guide(x)
+    predictive = Predictive(model, guide=guide, num_samples=2_000, parallel=parallel)
+    samples = predictive(x)
+    assert samples["obs"].shape == (2_000, 20)
+    weights = samples["net.0.weight"].reshape(2_000, 4, 3)
+    assert type(weights) is torch.Tensor
+    base = guide["net.0.weight"].base()
+    assert within(weights, base.mean)
+    assert within((weights - base.mean).square(), base.variance)
+    # The functions are coherent: outputs of equal inputs agree in each sample.
+    twice = Predictive(
+        model.net, guide=guide, num_samples=5, parallel=parallel, return_sites=["_RETURN"]
+    )(x[:1].expand(2, -1))["_RETURN"]
+    torch.testing.assert_close(twice[..., 0, :], twice[..., 1, :])
+
+
+@EACH
+def test_predictive_of_posterior_samples(kind):
+    """Samples of weights that came from elsewhere, say from a Markov chain."""
+    x, _ = data()
+    net = bayesian_mlp(3, 4, 1)
+    guide = kind.make(net)
+    samples = Predictive(guide, num_samples=6)(x)
+    out = [
+        Predictive(net, samples, return_sites=["_RETURN"], parallel=p)(x)["_RETURN"]
+        for p in (False, True)
+    ]
+    assert out[0].shape == (6, 20, 1)
+    torch.testing.assert_close(*out)
+
+
+def conjugate(num_in=2):
+    """Bayesian linear regression, with its exact posterior and evidence."""
+    x = torch.randn(15, num_in, dtype=torch.float64)
+    x = torch.linalg.qr(x).Q * 3  # orthogonal: the posterior is mean-field
+    y = x.sum(-1) + 0.5 * torch.randn(15, dtype=torch.float64)
+    model = Regression(bayesian_mlp(num_in, 1, bias=False, dtype=torch.float64), noise=0.5)
+    precision = x.T @ x / 0.25 + torch.eye(num_in, dtype=torch.float64)
+    mean = torch.linalg.solve(precision, x.T @ y / 0.25)
+    covariance = x @ x.T + 0.25 * torch.eye(15, dtype=torch.float64)
+    evidence = dist.MultivariateNormal(torch.zeros(15, dtype=torch.float64), covariance)
+    return model, x, y, mean, precision.diagonal().rsqrt(), evidence.log_prob(y).item()
+
+
+@pytest.mark.parametrize("make", [AutoReparameterization, AutoFlipout, AutoLRT])
+class TestImportance:
+    def exact(self, make):
+        model, x, y, mean, scale, evidence = conjugate()
+        guide = make(model)
+        guide["net.0.weight"].loc = mean.unsqueeze(0)
+        guide["net.0.weight"].scale = scale.unsqueeze(0)
+        return model, guide, x, y, evidence
+
+    def test_weights_are_exact_at_the_posterior(self, make):
+        model, guide, x, y, evidence = self.exact(make)
+        with guide.shared_draws():
+            weights = -losses(Trace_ELBO(), model, guide, x, y, count=50)
+            renyi = -losses(RenyiELBO(alpha=0.5, num_particles=4), model, guide, x, y, count=5)
+            vectorized = RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True)
+            vectorized = -losses(vectorized, model, guide, x, y, count=5)
+            importance = Importance(model, guide, num_samples=5).run(x, y)
+        for values in (weights, renyi, vectorized, torch.stack(importance.log_weights)):
+            torch.testing.assert_close(
+                values.double(), torch.full_like(values.double(), evidence), rtol=1e-4, atol=1e-4
+            )
+
+    def test_outside_the_context_they_are_not(self, make):
+        model, guide, x, y, evidence = self.exact(make)
+        weights = -losses(Trace_ELBO(), model, guide, x, y, count=50)
+        assert (weights.std() < 1e-3) == (make is AutoReparameterization)
+
+    def test_psis(self, make):
+        model, guide, x, y, _ = self.exact(make)
+        guide["net.0.weight"].scale = 1.2 * guide["net.0.weight"].scale.detach()
+        with guide.shared_draws():
+            assert psis_diagnostic(model, guide, x, y, num_particles=1_000) < 0.5
+
+
+def test_nuts():
+    pyro.set_rng_seed(0)
+    model, x, y, mean, scale, _ = conjugate()
+    mcmc = MCMC(NUTS(model), num_samples=400, warmup_steps=200, disable_progbar=True)
+    mcmc.run(x, y)
+    samples = mcmc.get_samples()["net.0.weight"].reshape(400, 2)
+    assert ((samples.mean(0) - mean).abs() < 6 * scale / 400**0.5 * 2).all()
+    torch.testing.assert_close(samples.std(0), scale, rtol=0.2, atol=0)
+
+
+def test_nan_from_the_model_is_named_before_a_step():
+    class Diverging(Regression):
+        def forward(self, x, y):
+            with pyro.plate("data", len(x)):
+                pyro.sample("obs", dist.Normal(0.0, 1.0), obs=y)
+            pyro.factor("penalty", self.net(x).sum() * 0 / (y.sum() * 0))
+
+    x, y = data()
+    model = Diverging(bayesian_mlp(3, 4, 1))
+    guide = AutoLRT(model)
+    state = copy.deepcopy(guide.state_dict())
+    pyro.enable_validation(False)
+    with pytest.raises(ValueError, match="'penalty'"):
+        SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
+    for name, value in guide.state_dict().items():
+        assert (state[name] == value).all()
+
+
+def test_score_function_sites_keep_their_gradient():
+    """A guide with a site that is not reparameterized, beside one with a formula."""
+
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.w = PyroSample(dist.Normal(0.0, 1.0))
+
+        def forward(self):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)))
+            pyro.sample("obs", dist.Normal(self.w + z, 1.0), obs=torch.tensor(1.5))
+
+    logit = torch.tensor(0.4, requires_grad=True)
+    model = Model()
+
+    def guide():
+        pyro.sample("w", dist.Normal(0.2, 0.5))
+        pyro.sample("z", dist.Bernoulli(logits=logit))
+
+    def gradient(elbo):
+        return torch.autograd.grad(elbo.differentiable_loss(model, guide), logit)[0]
+
+    plain, analytic = (
+        torch.stack([gradient(elbo) for _ in range(6_000)])
+        for elbo in (Trace_ELBO(), TraceKL_ELBO())
+    )
+    assert same_mean(plain, analytic)
+
+
+def test_radial_weights_under_trace_elbo_have_exact_gradients():
+    """Its value is noise, its gradient that of the analytic divergence."""
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = AutoRadial(model)
+    parameters = list(guide.parameters())
+
+    def gradient(elbo):
+        torch.manual_seed(5)
+        loss = elbo.differentiable_loss(model, guide, x, y)
+        return torch.autograd.grad(loss, parameters)
+
+    plain, analytic = gradient(Trace_ELBO()), gradient(TraceKL_ELBO())
+    # Both see the same likelihood; the prior's part differs by its Monte Carlo noise alone.
+    prior = [
+        torch.autograd.grad(
+            sum(guide[n].distribution().rsample().square().sum() / 2 for n in guide), parameters
+        )
+    ]
+    assert len(prior[0]) == len(plain) == len(analytic)
+    assert isinstance(guide["net.0.weight"], RadialPosterior)
+    assert all(torch.isfinite(g).all() for g in (*plain, *analytic))
