@@ -75,11 +75,11 @@ def _base(d: Distribution) -> Distribution:
 
 def _edges(q: Distribution, p: Distribution) -> Tensor:
     """Sorted ends of the pieces, in the first dimension."""
+    dims = max(len(q.batch_shape), len(p.batch_shape))
 
     def cut(d: Distribution) -> Tensor:
-        _, loc, scale = (t.double().unsqueeze(-1) for t in normal_components(d))
-        edges = loc + scale * torch.tensor(_CUTS, dtype=torch.float64, device=loc.device)
-        return edges.flatten(-2).movedim(-1, 0)
+        _, loc, scale = (t.double() for t in normal_components(d, dims))
+        return torch.cat([loc + cut * scale for cut in _CUTS])
 
     edges = cut(q)
     try:
@@ -90,15 +90,15 @@ def _edges(q: Distribution, p: Distribution) -> Tensor:
     return torch.cat([e.expand(-1, *shape) for e in (edges, more)]).sort(0).values
 
 
-def _log_density(d: Distribution) -> Callable[[Tensor], Tensor]:
+def _log_density(d: Distribution, dims: int) -> Callable[[Tensor], Tensor]:
     try:
-        log_weight, loc, scale = (t.double() for t in normal_components(d))
+        log_weight, loc, scale = (t.double() for t in normal_components(d, dims))
     except NotImplementedError:
         return d.log_prob
 
     def log_density(x: Tensor) -> Tensor:
-        z = (x.unsqueeze(-1) - loc) / scale
-        return torch.logsumexp(log_weight - scale.log() - 0.5 * z.square(), -1) - half_log_2pi
+        z = (x - loc) / scale
+        return torch.logsumexp(log_weight - scale.log() - 0.5 * z.square(), 0) - half_log_2pi
 
     half_log_2pi = 0.5 * math.log(2 * math.pi)
     return log_density
@@ -106,7 +106,8 @@ def _log_density(d: Distribution) -> Callable[[Tensor], Tensor]:
 
 def _integrate(q: Distribution, p: Distribution, edges: Tensor, num_nodes: int) -> Tensor:
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    log_q, log_p = _log_density(q), _log_density(p)
+    dims = edges.dim() - 1
+    log_q, log_p = _log_density(q, dims), _log_density(p, dims)
     total = torch.zeros_like(edges[0])
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         half, middle = 0.5 * (high - low), 0.5 * (high + low)

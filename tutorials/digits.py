@@ -1,0 +1,234 @@
+"""How sure is a network of the digits it reads, and of those it has never seen?
+
+Trains a deterministic network and its Bayesian counterpart under five posteriors on
+scikit-learn's handwritten digits 0 to 7, prints how well each is calibrated on new images of these
+digits, on noisy ones, and how well its uncertainty tells apart the digits 8 and 9, and saves a
+figure of the images that it is least sure of.
+
+    python tutorials/digits.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import matplotlib
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Predictive
+from pyro.nn import PyroModule
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
+from tqdm import trange
+
+from pyro_bnn.guides import (
+    AutoFlipout,
+    AutoLRT,
+    AutoMixture,
+    AutoPosterior,
+    AutoRadial,
+    AutoReparameterization,
+)
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.nn import BayesianLinear
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+GUIDES = {
+    "reparameterization": AutoReparameterization,
+    "flipout": AutoFlipout,
+    "LRT": AutoLRT,
+    "radial": AutoRadial,
+    "mixture": AutoMixture,
+}
+NUM_CLASSES = 8
+HIDDEN = 100
+NOISES = (0.2, 0.4, 0.6)
+
+
+class Classifier(PyroModule):
+    """A Pyro model: the network is called before the plate, once for all the data."""
+
+    def __init__(self, num_data: int) -> None:
+        super().__init__()
+        self.num_data = num_data
+        self.net = PyroModule[nn.Sequential](
+            BayesianLinear(64, HIDDEN),
+            nn.ReLU(),
+            BayesianLinear(HIDDEN, HIDDEN),
+            nn.ReLU(),
+            BayesianLinear(HIDDEN, NUM_CLASSES),
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        logits = self.net(x)
+        # The plate scales the likelihood of a mini-batch up to all of the data.
+        with pyro.plate("data", self.num_data, subsample_size=len(x)):
+            pyro.sample("label", dist.Categorical(logits=logits), obs=y)
+
+
+def load() -> dict[str, tuple[Tensor, Tensor]]:
+    """Images in [0, 1] as rows of 64 pixels: for training, for tests, and of unknown digits."""
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images / 16, dtype=torch.float)
+    labels = torch.tensor(labels)
+    known = labels < NUM_CLASSES
+    x, test_x, y, test_y = train_test_split(
+        images[known], labels[known], test_size=0.25, random_state=0, stratify=labels[known]
+    )
+    sets = {"train": (x, y), "test": (test_x, test_y), "unknown": (images[~known], labels[~known])}
+    generator = torch.Generator().manual_seed(0)
+    noisy = [test_x + s * torch.randn(test_x.shape, generator=generator) for s in NOISES]
+    sets["noisy"] = (torch.cat(noisy), test_y.repeat(len(NOISES)))
+    return sets
+
+
+def optimize(loss, parameters, x: Tensor, y: Tensor, steps: int, name: str) -> None:
+    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with trange(steps, desc=f"{name:20}", leave=False, mininterval=0.5) as progress:
+        for i in progress:
+            index = torch.randint(len(x), (128,))
+            optimizer.zero_grad()
+            value = loss(x[index], y[index])
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            if i % 100 == 0:
+                progress.set_postfix(loss=f"{value.item():.1f}")
+
+
+def train_deterministic(x: Tensor, y: Tensor, steps: int):
+    net = nn.Sequential(
+        nn.Linear(64, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, HIDDEN),
+        nn.ReLU(),
+        nn.Linear(HIDDEN, NUM_CLASSES),
+    )
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(net(x), y, reduction="sum")
+
+    optimize(loss, net.parameters(), x, y, steps, "deterministic")
+    return lambda x: net(x).softmax(-1).unsqueeze(0).detach()
+
+
+def train_bayesian(
+    make: type[AutoPosterior], x: Tensor, y: Tensor, steps: int, samples: int, name: str
+):
+    model = Classifier(len(x))
+    guide = make(model)
+    loss = TraceKL_ELBO()(model, guide)
+    optimize(loss, loss.parameters(), x, y, steps, name)
+    predictive = Predictive(
+        model.net, guide=guide, num_samples=samples, parallel=True, return_sites=["_RETURN"]
+    )
+    return lambda x: predictive(x)["_RETURN"].softmax(-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """The entropy of class probabilities, in nats."""
+    return torch.special.entr(p).sum(-1)
+
+
+def scores(predict, data: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    result = {}
+    for name in ("test", "noisy"):
+        x, y = data[name]
+        p = predict(x).mean(0)
+        result[f"accuracy, {name}"] = multiclass_accuracy(
+            p, y, num_classes=NUM_CLASSES, average="micro"
+        ).item()
+        result[f"NLL, {name}"] = nn.functional.nll_loss(p.clamp_min(1e-12).log(), y).item()
+        result[f"ECE, {name}"] = multiclass_calibration_error(p, y, NUM_CLASSES).item()
+    known, unknown = (entropy(predict(data[n][0]).mean(0)) for n in ("test", "unknown"))
+    is_unknown = torch.cat([torch.zeros(len(known)), torch.ones(len(unknown))])
+    result["AUROC, unknown"] = roc_auc_score(is_unknown, torch.cat([known, unknown]))
+    return result
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    columns = list(next(iter(rows.values())))
+    lines = [" " * 20 + "".join(f"{c:>17}" for c in columns)]
+    lines += [f"{name:20}" + "".join(f"{r[c]:17.4f}" for c in columns) for name, r in rows.items()]
+    return "\n".join(lines)
+
+
+def draw_figure(predictors, data: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """The least certain test images, and total uncertainty on known and unknown digits."""
+    figure = plt.figure(figsize=(13, 8.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+
+    x, y = data["test"]
+    p = predictors["LRT"](x)
+    mean = p.mean(0)
+    least = entropy(mean).topk(8).indices
+    top.suptitle("Test images that LRT is least sure of: probabilities, with their quartiles")
+    axes = top.subplots(2, 8, height_ratios=[1.3, 1])
+    for column, i in enumerate(least):
+        axes[0, column].imshow(x[i].view(8, 8), cmap="gray_r")
+        axes[0, column].set_title(f"label {y[i].item()}", fontsize=9)
+        axes[0, column].set_axis_off()
+        low, high = p[:, i].quantile(torch.tensor([0.25, 0.75]), dim=0)
+        classes = torch.arange(NUM_CLASSES)
+        axes[1, column].bar(classes, mean[i], color="tab:blue", alpha=0.6)
+        axes[1, column].vlines(classes, low, high, color="black", linewidth=1.5)
+        axes[1, column].set(ylim=(0, 1), xticks=classes)
+        axes[1, column].tick_params(labelsize=7)
+        if column:
+            axes[1, column].set_yticklabels([])
+    axes[1, 0].set_ylabel("probability")
+
+    bottom.suptitle("Entropy of the prediction (nats): digits 0 to 7, which it learned, and 8 and 9")
+    bins = torch.linspace(0, 2.1, 22).numpy()
+    for axis, (name, predict) in zip(
+        bottom.subplots(1, len(predictors), sharey=True), predictors.items(), strict=True
+    ):
+        for kind, label in (("test", "0 to 7"), ("unknown", "8 and 9")):
+            values = entropy(predict(data[kind][0]).mean(0))
+            axis.hist(values.numpy(), bins=bins, density=True, alpha=0.6, label=label)
+        axis.set(title=name, xlabel="entropy")
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=1500, help="training steps")
+    parser.add_argument("--samples", type=int, default=100, help="posterior samples")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/digits.png"))
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    torch.manual_seed(args.seed)
+    data = load()
+    x, y = data["train"]
+    print(
+        f"{len(x)} images of the digits 0 to 7 for training, {len(data['test'][0])} for tests, "
+        f"{len(data['unknown'][0])} of 8 and 9 unknown to the networks"
+    )
+    predictors = {"deterministic": train_deterministic(x, y, args.steps)}
+    for name, make in GUIDES.items():
+        predictors[name] = train_bayesian(make, x, y, args.steps, args.samples, name)
+    rows = {name: scores(predict, data) for name, predict in predictors.items()}
+    print(table(rows))
+    draw_figure(predictors, data, args.out)
+    print(f"figure: {args.out} ({time.perf_counter() - start:.0f} s)")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
