@@ -1,14 +1,17 @@
-"""Measures the candidates for the default prior and the default initialization.
+"""Measures the candidates for the default prior and the default initial scale.
 
 Trains networks on scikit-learn's digits and on two UCI regression sets with each prior and each
-initial scale, and prints the test log predictive density in nats per example (higher is better),
-averaged over splits, with the standard error of that mean. The UCI files are `concrete.npz` and
-`energy.npz` with arrays `X`, `y` and `test_index`; see `--uci`.
+initial scale, and prints the test log predictive density and the ELBO in nats per example (higher
+is better), averaged over splits. The UCI files are `concrete.npz` and `energy.npz` with arrays
+`X`, `y` and `test_index` (a row of test indices for each split); `--uci` names their folder.
+
+    python benchmarks/defaults.py --uci FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Predictive
+from pyro import poutine
 from pyro.nn import PyroModule
 from sklearn.datasets import load_digits
 from sklearn.model_selection import ShuffleSplit
@@ -34,11 +37,11 @@ PRIORS = {
     "FanInNormal(sqrt 2)": FanInNormal(math.sqrt(2)),
     "FanInNormal(1), learnable": FanInNormal(1.0, learnable_scale=True),
 }
-# The initial scale as a function of the number of inputs of a weight.
+# The initial scale of a weight with n inputs.
 SCALES = {
+    "0.01/sqrt(n)": lambda n: 0.01 / math.sqrt(n),
     "0.03/sqrt(n)": lambda n: 0.03 / math.sqrt(n),
     "0.1/sqrt(n)": lambda n: 0.1 / math.sqrt(n),
-    "0.3/sqrt(n)": lambda n: 0.3 / math.sqrt(n),
     "0.1": lambda n: 0.1,
 }
 
@@ -47,7 +50,7 @@ class Network(PyroModule):
     def __init__(self, sizes: list[int], prior, is_classifier: bool, size: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for num_in, num_out in itertools.pairwise(sizes):
             layers += [nn.ReLU(), BayesianLinear(num_in, num_out, prior=prior)]
         self.net = PyroModule[nn.Sequential](*layers[1:])
         self.is_classifier = is_classifier
@@ -92,7 +95,7 @@ def splits(name: str, uci: Path, count: int):
         )
 
 
-def run(name: str, prior, scale, data, steps: int, gain: float) -> tuple[float, float]:
+def run(name: str, prior, scale, data, steps: int) -> tuple[float, float]:
     """The test log predictive density and the final ELBO, both per example."""
     x, y, test_x, test_y = data
     is_classifier = name == "digits"
@@ -100,14 +103,12 @@ def run(name: str, prior, scale, data, steps: int, gain: float) -> tuple[float, 
     torch.manual_seed(0)
     model = Network(sizes, prior, is_classifier, len(x))
     guide = AutoLRT(model)
-    with torch.no_grad():
-        for site in guide:
-            if site.endswith("weight"):
-                n = guide[site].loc.shape[-1]
-                guide[site].scale = torch.full_like(guide[site].loc, scale(n))
-                guide[site].loc_unconstrained *= gain
+    for site in guide:
+        if site.endswith("weight"):
+            loc = guide[site].loc
+            guide[site].scale = torch.full_like(loc, scale(loc.shape[-1]))
     elbo = TraceKL_ELBO()(model, guide)
-    elbo(x, y)
+    elbo(x, y)  # finds the noise
     optimizer = torch.optim.Adam(elbo.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
@@ -119,44 +120,40 @@ def run(name: str, prior, scale, data, steps: int, gain: float) -> tuple[float, 
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    sites = ("_RETURN",)
-    del sites
-    posterior = Predictive(guide, num_samples=100, parallel=True)
-    with torch.no_grad(), guide.shared_draws():
-        densities = []
-        for _ in range(100):
-            trace = pyro.poutine.trace(guide).get_trace(test_x)
-            replayed = pyro.poutine.trace(pyro.poutine.replay(model, trace=trace))
-            nodes = replayed.get_trace(test_x, test_y).nodes
-            densities.append(nodes["obs"]["fn"].log_prob(test_y))
-    del posterior
-    density = torch.logsumexp(torch.stack(densities), 0).mean() - math.log(100)
-    return density.item(), -float(np.mean(losses[-50:])) / len(x)
+    return density(model, guide, test_x, test_y), -float(np.mean(losses[-50:])) / len(x)
+
+
+@torch.no_grad()
+def density(model: Network, guide: AutoLRT, x: Tensor, y: Tensor, samples: int = 100) -> float:
+    values = []
+    with guide.shared_draws():
+        for _ in range(samples):
+            trace = poutine.trace(guide).get_trace(x)
+            replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x, y)
+            values.append(replayed.nodes["obs"]["fn"].log_prob(y))
+    return (torch.logsumexp(torch.stack(values), 0).mean() - math.log(samples)).item()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--uci", type=Path, default=Path("../shared/data/uci"))
-    parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--data", nargs="+", default=["digits", "concrete", "energy"])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--splits", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # the networks are small
     pyro.enable_validation(False)
-    for name in args.data:
-        print(f"{name}: test log predictive density and ELBO, nats per example")
-        folds = list(splits(name, args.uci, args.splits))
-        for prior_name, prior in PRIORS.items():
-            for scale_name, scale in SCALES.items():
-              for gain in (1.0, 6**0.5):
-                results = np.array([run(name, prior, scale, d, args.steps, gain) for d in folds])
-                mean, error = results.mean(0), results.std(0) / math.sqrt(len(folds))
-                print(
-                    f"  {prior_name:26} {scale_name:14} {gain:.2f} {mean[0]:8.3f} ± {error[0]:.3f}"
-                    f"  ELBO {mean[1]:8.3f} ± {error[1]:.3f}",
-                    flush=True,
-                )
+    results = {}
+    for name in ("digits", "concrete", "energy"):
+        for data in splits(name, args.uci, args.splits):
+            for prior, scale in itertools.product(PRIORS, SCALES):
+                value = run(name, PRIORS[prior], SCALES[scale], data, args.steps)
+                results.setdefault((prior, scale), {}).setdefault(name, []).append(value)
+    header = "".join(f"{name:>20}" for name in ("digits", "concrete", "energy"))
+    print(f"{'prior':28}{'initial scale':14}{header}")
+    for (prior, scale), by_name in results.items():
+        means = [np.mean(values, 0) for values in by_name.values()]
+        cells = "".join(f"{density:10.2f} ({elbo:6.2f})" for density, elbo in means)
+        print(f"{prior:28}{scale:14}{cells}")
 
 
 if __name__ == "__main__":

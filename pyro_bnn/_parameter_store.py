@@ -78,7 +78,8 @@ def _store_entries(
         for key, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            name, constraint = key, constraints.real
+            name = key
+            constraint: constraints.Constraint = constraints.real
             if key.endswith("_unconstrained"):
                 name = key[: -len("_unconstrained")]
                 constraint, _ = module._pyro_params[name]

@@ -9,7 +9,7 @@ function pickles). Layers turn its parameters into buffers; those that a rule na
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyro.distributions as dist
 import torch
@@ -24,19 +24,24 @@ def _check_positive(**scales: float) -> None:
 
 
 @dataclass(frozen=True)
-class _LocationScale:
+class _Rule:
+    learnable_scale: bool = field(default=False, kw_only=True)
+
+    @property
+    def learnable(self) -> tuple[str, ...]:
+        """The parameters of the distribution that become parameters of the layer."""
+        return ("scale",) if self.learnable_scale else ()
+
+
+@dataclass(frozen=True)
+class _LocationScale(_Rule):
     loc: float = 0.0
     scale: float = 1.0
-    learnable_scale: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.loc):
             raise ValueError(f"`loc` (={self.loc}) must be finite")
         _check_positive(scale=self.scale)
-
-    @property
-    def learnable(self) -> tuple[str, ...]:
-        return ("scale",) if self.learnable_scale else ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Laplace(_LocationScale):
 
 
 @dataclass(frozen=True)
-class FanInNormal:
+class FanInNormal(_Rule):
     r"""Independent Normals that keep the variance of activations, :math:`w \sim N(0, g^2/n)`.
 
     Args:
@@ -89,14 +94,9 @@ class FanInNormal:
     """
 
     gain: float = 1.0
-    learnable_scale: bool = False
 
     def __post_init__(self) -> None:
         _check_positive(gain=self.gain)
-
-    @property
-    def learnable(self) -> tuple[str, ...]:
-        return ("scale",) if self.learnable_scale else ()
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
         scale = self.gain / math.sqrt(max(1, fan_in))

@@ -4,7 +4,6 @@ import pyro
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # the networks are tiny
 
 

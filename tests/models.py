@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -18,7 +20,7 @@ def normal_prior(*shape: int, dtype: torch.dtype = torch.float) -> PyroSample:
 
 def bayesian_mlp(*sizes: int, bias: bool = True, **kwargs) -> nn.Module:
     layers: list[nn.Module] = []
-    for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for num_in, num_out in itertools.pairwise(sizes):
         layers += [nn.Tanh(), BayesianLinear(num_in, num_out, bias, **kwargs)]
     return PyroModule[nn.Sequential](*layers[1:])
 
@@ -26,7 +28,7 @@ def bayesian_mlp(*sizes: int, bias: bool = True, **kwargs) -> nn.Module:
 def torch_mlp(*sizes: int, dtype: torch.dtype = torch.float) -> nn.Module:
     """The same of torch's layers with PyroSample priors, and deterministic biases."""
     layers: list[nn.Module] = []
-    for num_in, num_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for num_in, num_out in itertools.pairwise(sizes):
         layer = PyroModule[nn.Linear](num_in, num_out, dtype=dtype)
         layer.weight = normal_prior(num_out, num_in, dtype=dtype)
         layers += [nn.Tanh(), layer]
@@ -36,9 +38,7 @@ def torch_mlp(*sizes: int, dtype: torch.dtype = torch.float) -> nn.Module:
 class Regression(PyroModule):
     """Regression with a network and a known or learned noise."""
 
-    def __init__(
-        self, net: nn.Module, noise: float | None = 0.5, size: int | None = None
-    ) -> None:
+    def __init__(self, net: nn.Module, noise: float | None = 0.5, size: int | None = None) -> None:
         super().__init__()
         self.net = net
         self.noise = noise

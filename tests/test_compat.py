@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import GUIDES, LAYERS
 from models import Regression, bayesian_mlp, data, normal_prior, torch_mlp, within
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
@@ -20,8 +21,6 @@ from pyro_bnn.compat import Standalone
 from pyro_bnn.estimators import Draw
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
-
-from kinds import GUIDES, LAYERS
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 NETS = pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
@@ -105,19 +104,10 @@ def test_gradients_against_finite_differences(kind):
 
     def f(*values):
         torch.manual_seed(0)
-        out, kl = torch.func.functional_call(
-            module, dict(zip(parameters, values, strict=True)), (x,)
-        )
-        return out, kl
+        by_name = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(module, by_name, (x,))
 
-    def g(*values):
-        with torch.no_grad():
-            saved = [p.clone() for p in parameters.values()]
-        out = f(*values)
-        del saved
-        return out
-
-    assert torch.autograd.gradcheck(g, tuple(parameters.values()))
+    assert torch.autograd.gradcheck(f, tuple(parameters.values()))
 
 
 @EACH
@@ -229,9 +219,9 @@ def test_same_network_in_both_worlds(kind):
         return kl - dist.Normal(out.squeeze(-1), 0.5).log_prob(y).sum()
 
     with torch.no_grad():
-        standalone = torch.stack([loss() for _ in range(2_000)])
-        svi = torch.tensor([TraceKL_ELBO().loss(model, guide, x, y) for _ in range(2_000)])
-    error = (standalone.var() / 2_000 + svi.var() / 2_000).sqrt()
+        standalone = torch.stack([loss() for _ in range(1_000)])
+        svi = torch.tensor([TraceKL_ELBO().loss(model, guide, x, y) for _ in range(500)])
+    error = (standalone.var() / 1_000 + svi.var() / 500).sqrt()
     assert (standalone.mean() - svi.mean()).abs() < 5 * error
 
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)

@@ -6,14 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import GUIDES
 from models import Regression, bayesian_mlp, within
 from pyro.infer import Trace_ELBO
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_bnn.guides import AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
-
-from kinds import GUIDES
 
 NOISE, PRIOR = 0.7, 1.5
 
@@ -68,8 +67,7 @@ def test_training_reaches_the_optimum(kind):
     torch.testing.assert_close(base.scale.flatten(), problem.scale, rtol=0.05, atol=0)
     with torch.no_grad():
         values = [
-            -TraceKL_ELBO().loss(problem.model, guide, problem.x, problem.y)
-            for _ in range(4_000)
+            -TraceKL_ELBO().loss(problem.model, guide, problem.x, problem.y) for _ in range(4_000)
         ]
     values = torch.tensor(values)
     # What is left to the optimum is of second order: 0.1 standard deviations cost 0.005 nats.

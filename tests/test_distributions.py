@@ -7,13 +7,12 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import DISTRIBUTIONS
 from models import within
 from scipy.integrate import quad
 from torch.distributions import kl_divergence
 
 from pyro_bnn.distributions import NormalMixture, Radial, kl_quadrature, mixture_kl_bound
-
-from kinds import DISTRIBUTIONS
 
 ROWS = pytest.mark.parametrize(
     ("make", "dtype"),
@@ -241,7 +240,16 @@ class TestNormalMixture:
 
 # math.md's table: weights, means and scales of q and of p, the divergence, and the bound.
 TABLE = [
-    ([0.5, 0.5], [0.1, -0.1], [0.05, 0.05], [0.5, 0.5], [0, 0], [1, math.exp(-6)], 2.48484, 2.62891),
+    (
+        [0.5, 0.5],
+        [0.1, -0.1],
+        [0.05, 0.05],
+        [0.5, 0.5],
+        [0, 0],
+        [1, math.exp(-6)],
+        2.48484,
+        2.62891,
+    ),
     ([0.5, 0.5], [2, -2], [0.1, 0.1], [0.5, 0.5], [2, -2], [0.1, 0.1], 0.0, 0.0),
     ([0.5, 0.5], [0, 0], [0.3, 0.3], [0.5, 0.5], [0, 0], [1, 0.5], 0.42712, 0.43145),
     ([0.3, 0.7], [0.3, -0.3], [0.3, 0.2], [0.5, 0.5], [0, 0], [1, 0.1], 0.73451, 1.48787),

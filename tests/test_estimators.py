@@ -254,9 +254,7 @@ def test_another_weight_for_each_task(estimator):
     loc = torch.randn(7, 1, 3, 4, dtype=torch.float64)
     q = Estimated(dist.Normal(loc, 1e-9), 2, estimator)
     x = torch.randn(7, 5, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        linear(x, q.rsample()), x @ loc.squeeze(1).mT, atol=1e-7, rtol=0
-    )
+    torch.testing.assert_close(linear(x, q.rsample()), x @ loc.squeeze(1).mT, atol=1e-7, rtol=0)
 
 
 @EACH

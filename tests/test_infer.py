@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, torch_mlp, within
 from pyro import poutine
 from pyro.infer import (
@@ -26,17 +27,18 @@ from pyro_bnn import priors
 from pyro_bnn.distributions import Radial
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
-from pyro_bnn.posteriors import RadialPosterior
-
-from kinds import GUIDES
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO, TraceKL_ELBO]
 
 
-def losses(elbo, model, guide, *args, count=400):
+def losses(elbo, model, guide, *args, count=60, particles=25, **kwargs):
+    """Estimates of the loss, each the mean over some vectorized particles."""
+    if particles > 1:
+        kwargs |= {"num_particles": particles, "vectorize_particles": True}
+    estimator = elbo(**kwargs)
     with torch.no_grad():
-        return torch.tensor([float(elbo.loss(model, guide, *args)) for _ in range(count)])
+        return torch.tensor([float(estimator.loss(model, guide, *args)) for _ in range(count)])
 
 
 def same_mean(a, b, errors=5.0):
@@ -53,7 +55,7 @@ def test_training_lowers_the_loss(kind, elbo, noise, trainer):
     model = Regression(bayesian_mlp(3, 4, 1), noise)
     guide = kind.make(model)
     loss = elbo(num_particles=4, vectorize_particles=True)
-    before = losses(elbo(), model, guide, x, y)
+    before = losses(elbo, model, guide, x, y)
     if trainer == "pyro.optim":
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
         for _ in range(150):
@@ -66,7 +68,7 @@ def test_training_lowers_the_loss(kind, elbo, noise, trainer):
             optimizer.zero_grad()
             module(x, y).backward()
             optimizer.step()
-    after = losses(elbo(), model, guide, x, y)
+    after = losses(elbo, model, guide, x, y)
     assert after.median() < before.median() - 5
 
 
@@ -74,17 +76,14 @@ def test_training_lowers_the_loss(kind, elbo, noise, trainer):
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
 def test_looped_and_vectorized_particles_agree(kind, elbo, net):
-    if elbo is Trace_ELBO and not kind.is_normal:
-        pytest.importorskip("torch")  # noisy for radial weights, but the mean is checked all the same
     x, y = data(8)
     model = Regression(net(3, 2, 1), noise=None)
     guide = kind.make(model, init_scale=0.3)
-    loop = losses(elbo(num_particles=5), model, guide, x, y, count=200)
-    vectorized = losses(
-        elbo(num_particles=5, vectorize_particles=True), model, guide, x, y, count=400
-    )
+    loop = losses(elbo, model, guide, x, y, count=400, particles=1)
+    vectorized = losses(elbo, model, guide, x, y, count=100, particles=20)
     assert same_mean(loop, vectorized)
-    assert vectorized.std() == pytest.approx(loop.std(), rel=0.3)
+    # The mean of 20 independent particles has a twentieth of the variance.
+    assert (vectorized.std() * 20**0.5).item() == pytest.approx(loop.std().item(), rel=0.4)
 
 
 @EACH
@@ -93,10 +92,10 @@ def test_agrees_with_trace_elbo_in_expectation(kind, prior):
     x, y = data(8)
     model = Regression(bayesian_mlp(3, 2, 1, prior=prior), noise=None)
     guide = kind.make(model, init_scale=0.3)
-    plain = losses(Trace_ELBO(), model, guide, x, y, count=3_000)
-    analytic = losses(TraceKL_ELBO(), model, guide, x, y, count=1_000)
-    if kind.make.__name__ == "AutoMixture":
-        assert analytic.mean() > plain.mean() - 5 * plain.std() / 3_000**0.5  # an upper bound
+    plain = losses(Trace_ELBO, model, guide, x, y, count=200)
+    analytic = losses(TraceKL_ELBO, model, guide, x, y, count=100)
+    if kind.name == "AutoMixture":  # its formula is an upper bound
+        assert analytic.mean() > plain.mean() - 5 * plain.std() / len(plain) ** 0.5
     else:
         assert same_mean(plain, analytic)
 
@@ -109,7 +108,7 @@ def test_kl_weight(kind, prior):
     model = Regression(bayesian_mlp(3, 2, 1, prior=prior), noise=None)
     guide = kind.make(model, init_scale=0.3)
     likelihood, half, full = (
-        losses(TraceKL_ELBO(kl_weight=w), model, guide, x, y, count=1_500) for w in (0, 0.5, 1)
+        losses(TraceKL_ELBO, model, guide, x, y, count=100, kl_weight=w) for w in (0, 0.5, 1)
     )
     assert same_mean(0.5 * (likelihood + full), half)
     assert not same_mean(likelihood, full)
@@ -135,8 +134,8 @@ def test_scaled_by_the_user(which):
     guide = AutoReparameterization(model, init_scale=0.3)
     scaled_model = poutine.scale(model, 0.5) if which != "guide" else model
     scaled_guide = poutine.scale(guide, 0.5) if which != "model" else guide
-    plain = losses(Trace_ELBO(), scaled_model, scaled_guide, x, y, count=3_000)
-    analytic = losses(TraceKL_ELBO(), scaled_model, scaled_guide, x, y, count=1_000)
+    plain = losses(Trace_ELBO, scaled_model, scaled_guide, x, y, count=200)
+    analytic = losses(TraceKL_ELBO, scaled_model, scaled_guide, x, y, count=100)
     assert same_mean(plain, analytic)
 
 
@@ -162,12 +161,10 @@ def test_no_density_that_a_divergence_replaces(make, monkeypatch):
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_divergence_does_not_depend_on_the_number_of_particles(vectorize):
     x, y = data()
-    model = poutine.mask(Regression(bayesian_mlp(3, 4, 1)), mask=True)
+    model = Regression(bayesian_mlp(3, 4, 1))
     guide = AutoLRT(model)
     kl = sum(
-        torch.distributions.kl_divergence(
-            guide[name].distribution(), model_site["fn"]
-        )
+        torch.distributions.kl_divergence(guide[name].distribution(), model_site["fn"])
         for name, model_site in poutine.trace(model).get_trace(x, y).nodes.items()
         if name in set(guide)
     )
@@ -185,17 +182,15 @@ def test_divergence_does_not_depend_on_the_number_of_particles(vectorize):
 @EACH
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_mini_batches_average_to_the_full_data(kind, elbo):
-    if elbo is Trace_ELBO and kind.name == "AutoRadial":
-        elbo = TraceKL_ELBO
     x, y = data(12)
-    net = bayesian_mlp(3, 2, 1)
-    full, batch = Regression(net), Regression(net, size=12)
-    guide = kind.make(full, init_scale=0.3)
-    whole = losses(elbo(), full, guide, x, y, count=1_500)
+    model = Regression(bayesian_mlp(3, 2, 1))
+    guide = kind.make(model, init_scale=0.3)
+    whole = losses(elbo, model, guide, x, y, count=100)
+    model.size = 12
     parts = []
-    for _ in range(1_500):
+    for _ in range(400):
         index = torch.randperm(12)[:3]
-        parts.append(losses(elbo(), batch, guide, x[index], y[index], count=1))
+        parts.append(losses(elbo, model, guide, x[index], y[index], count=1))
     assert same_mean(torch.cat(parts), whole)
 
 
@@ -278,19 +273,18 @@ class TestImportance:
     def test_weights_are_exact_at_the_posterior(self, make):
         model, guide, x, y, evidence = self.exact(make)
         with guide.shared_draws():
-            weights = -losses(Trace_ELBO(), model, guide, x, y, count=50)
-            renyi = -losses(RenyiELBO(alpha=0.5, num_particles=4), model, guide, x, y, count=5)
-            vectorized = RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True)
-            vectorized = -losses(vectorized, model, guide, x, y, count=5)
+            weights = -losses(Trace_ELBO, model, guide, x, y, particles=1)
+            renyi = -losses(RenyiELBO, model, guide, x, y, count=5, alpha=0.5)
+            looped = RenyiELBO(alpha=0, num_particles=4).loss(model, guide, x, y)
             importance = Importance(model, guide, num_samples=5).run(x, y)
-        for values in (weights, renyi, vectorized, torch.stack(importance.log_weights)):
+        for values in (weights, renyi, -torch.tensor(looped), torch.stack(importance.log_weights)):
             torch.testing.assert_close(
                 values.double(), torch.full_like(values.double(), evidence), rtol=1e-4, atol=1e-4
             )
 
     def test_outside_the_context_they_are_not(self, make):
-        model, guide, x, y, evidence = self.exact(make)
-        weights = -losses(Trace_ELBO(), model, guide, x, y, count=50)
+        model, guide, x, y, _evidence = self.exact(make)
+        weights = -losses(Trace_ELBO, model, guide, x, y, particles=1)
         assert (weights.std() < 1e-3) == (make is AutoReparameterization)
 
     def test_psis(self, make):
@@ -351,31 +345,25 @@ def test_score_function_sites_keep_their_gradient():
         return torch.autograd.grad(elbo.differentiable_loss(model, guide), logit)[0]
 
     plain, analytic = (
-        torch.stack([gradient(elbo) for _ in range(6_000)])
+        torch.stack([gradient(elbo) for _ in range(2_000)])
         for elbo in (Trace_ELBO(), TraceKL_ELBO())
     )
     assert same_mean(plain, analytic)
 
 
-def test_radial_weights_under_trace_elbo_have_exact_gradients():
-    """Its value is noise, its gradient that of the analytic divergence."""
+def test_radial_weights_under_trace_elbo_have_the_gradient_of_the_formula():
+    """The value is noisy, the gradient of its noisy part is not."""
     x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1))
     guide = AutoRadial(model)
     parameters = list(guide.parameters())
 
-    def gradient(elbo):
-        torch.manual_seed(5)
-        loss = elbo.differentiable_loss(model, guide, x, y)
-        return torch.autograd.grad(loss, parameters)
+    def gradients(elbo, count):
+        losses = (elbo.differentiable_loss(model, guide, x, y) for _ in range(count))
+        each = [torch.autograd.grad(loss, parameters) for loss in losses]
+        return torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in each])
 
-    plain, analytic = gradient(Trace_ELBO()), gradient(TraceKL_ELBO())
-    # Both see the same likelihood; the prior's part differs by its Monte Carlo noise alone.
-    prior = [
-        torch.autograd.grad(
-            sum(guide[n].distribution().rsample().square().sum() / 2 for n in guide), parameters
-        )
-    ]
-    assert len(prior[0]) == len(plain) == len(analytic)
-    assert isinstance(guide["net.0.weight"], RadialPosterior)
-    assert all(torch.isfinite(g).all() for g in (*plain, *analytic))
+    plain, analytic = gradients(Trace_ELBO(), 600), gradients(TraceKL_ELBO(), 600)
+    error = (plain.var(0) / 600 + analytic.var(0) / 600).sqrt()
+    assert ((plain.mean(0) - analytic.mean(0)).abs() < 5 * error).all()
+    assert plain.std(0).mean() < 1.5 * analytic.std(0).mean()

@@ -6,6 +6,7 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import LAYERS, PRIORS
 from models import within
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -15,8 +16,6 @@ import pyro_bnn.nn
 from pyro_bnn import priors
 from pyro_bnn.guides import AutoReparameterization
 from pyro_bnn.nn import BayesianLinear
-
-from kinds import LAYERS, PRIORS
 
 VARIANTS = [
     pytest.param(row, variant, id=f"{row.make.__name__}-{variant}")
@@ -134,7 +133,12 @@ def test_a_given_distribution_is_not_changed():
 
 
 @pytest.mark.parametrize(
-    "prior", [priors.Normal(0, 0.5, True), priors.Laplace(0, 0.5, True), priors.FanInNormal(1, True)]
+    "prior",
+    [
+        priors.Normal(0, 0.5, learnable_scale=True),
+        priors.Laplace(0, 0.5, learnable_scale=True),
+        priors.FanInNormal(1, learnable_scale=True),
+    ],
 )
 def test_learnable_scale(prior):
     layer = BayesianLinear(4, 3, prior=prior, bias=False)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, torch_mlp
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList
@@ -15,8 +16,6 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_bnn.infer import TraceKL_ELBO
-
-from kinds import GUIDES
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 

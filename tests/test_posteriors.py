@@ -7,6 +7,7 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
+from kinds import POSTERIORS
 from models import within
 from pyro.distributions import constraints
 
@@ -19,8 +20,6 @@ from pyro_bnn.posteriors import (
     Posterior,
     RadialPosterior,
 )
-
-from kinds import POSTERIORS
 
 ROWS = pytest.mark.parametrize("row", POSTERIORS, ids=lambda r: getattr(r.make, "__name__", "c"))
 
@@ -138,9 +137,7 @@ def test_any_estimator_and_number_of_components():
     ids=lambda p: type(p).__name__,
 )
 def test_constrained(prior):
-    posterior = ConstrainedPosterior(
-        prior.sample(), 0.3, prior.event_dim, support=prior.support
-    )
+    posterior = ConstrainedPosterior(prior.sample(), 0.3, prior.event_dim, support=prior.support)
     q = posterior.distribution()
     value = q.rsample()
     assert value.shape == prior.shape()

@@ -14,7 +14,7 @@ import argparse
 import time
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
@@ -40,9 +40,6 @@ from pyro_bnn.guides import (
 )
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 GUIDES = {
     "reparameterization": AutoReparameterization,
@@ -190,7 +187,9 @@ def draw_figure(predictors, data: dict[str, tuple[Tensor, Tensor]], path: Path) 
             axes[1, column].set_yticklabels([])
     axes[1, 0].set_ylabel("probability")
 
-    bottom.suptitle("Entropy of the prediction (nats): digits 0 to 7, which it learned, and 8 and 9")
+    bottom.suptitle(
+        "Entropy of the prediction (nats): digits 0 to 7, which it learned, and 8 and 9"
+    )
     bins = torch.linspace(0, 2.1, 22).numpy()
     for axis, (name, predict) in zip(
         bottom.subplots(1, len(predictors), sharey=True), predictors.items(), strict=True

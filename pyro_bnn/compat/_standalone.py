@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..guides import AutoPosterior
 from ..guides._sites import pyro_modules
 from ..infer._kl import kl_or_estimate
+from ..posteriors import Posterior
 from ._twin import twin
 
 
@@ -52,6 +53,10 @@ class Standalone(nn.Module):
         >>> out.shape, kl.shape
         (torch.Size([5, 2]), torch.Size([]))
     """
+
+    _twin: nn.Module
+    _sites: list[tuple[Posterior, Any, str]]
+    _checked: bool
 
     def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
         super().__init__()

@@ -44,14 +44,13 @@ def twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
         return twins[id(module)]
     if not isinstance(module, PyroModule):
         return module
-    new = object.__new__(_twin_class(type(module)))
+    new: nn.Module = object.__new__(_twin_class(type(module)))
     twins[id(module)] = new
     state = new.__dict__
     state.update({key: module.__dict__[key] for key in _SHARED if key in module.__dict__})
     state["_original"] = module
     state["_modules"] = {
-        key: None if child is None else twin(child, twins)
-        for key, child in module._modules.items()
+        key: None if child is None else twin(child, twins) for key, child in module._modules.items()
     }
     return new
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -64,7 +64,8 @@ class NormalMixture(dist.MixtureSameFamily):
             raise ValueError("give exactly one of `probs` and `logits`")
         if loc is None or scale is None:
             raise ValueError("`loc` and `scale` must both be given")
-        weights, loc, scale = broadcast_all(probs if logits is None else logits, loc, scale)
+        weights: Any = probs if logits is None else logits
+        weights, loc, scale = broadcast_all(weights, loc, scale)
         if weights.dim() == 0:
             raise ValueError("the last dimension of the weights must count the components")
         kind = "probs" if logits is None else "logits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -109,7 +110,7 @@ def _integrate(q: Distribution, p: Distribution, edges: Tensor, num_nodes: int) 
     dims = edges.dim() - 1
     log_q, log_p = _log_density(q, dims), _log_density(p, dims)
     total = torch.zeros_like(edges[0])
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         half, middle = 0.5 * (high - low), 0.5 * (high + low)
         for node, weight in zip(nodes, weights, strict=True):
             x = middle + half * node

@@ -125,7 +125,7 @@ class Radial(TorchDistribution):
         return self._sum(self.scale.log()) + self._standard_entropy()
 
     def _log_constant(self) -> float:
-        """Minus the log of 2 / (sqrt(2 pi) A_D), A_D the area of the unit sphere in D dimensions."""
+        """Log of sqrt(2 pi) A_D / 2, with the area A_D of the unit sphere in D dimensions."""
         size = self.event_shape.numel()
         log_area = math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
         return log_area - math.log(2) + 0.5 * math.log(2 * math.pi)

@@ -95,9 +95,7 @@ class Estimated(dist.Independent):
 
     def shared(self) -> dist.Independent:
         """The same posterior, drawn as one ordinary weight for all examples."""
-        return dist.Independent(
-            self.base_dist, self.reinterpreted_batch_ndims, validate_args=False
-        )
+        return dist.Independent(self.base_dist, self.reinterpreted_batch_ndims, validate_args=False)
 
 
 __all__ = ["Draw", "Estimated", "Estimator", "Shared"]

@@ -37,12 +37,12 @@ class Flipout(Estimator):
         if isinstance(base, Radial):
             standard = base.standard_noise(sample_shape)
             noise = base.scale * standard
-            make_value = lambda: base.from_noise(standard)  # noqa: E731
+            make_value = lambda: base.from_noise(standard)
         elif isinstance(base, Normal):
             loc = base.loc
             shape = sample_shape + loc.shape
             noise = base.scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-            make_value = lambda: base.loc + noise  # noqa: E731
+            make_value = lambda: base.loc + noise
         else:
             raise TypeError(
                 "flipout needs a posterior with symmetric noise, Normal or Radial, not "

@@ -102,6 +102,8 @@ class _Use:
     ) -> None:
         self.input = input
         self.bias = bias
+        self.random: Tensor
+        self.scale: Tensor
         self.before = before
         bias_variance = None if bias is None else bias.variance
         self.factors: list[Tensor] = []
@@ -121,9 +123,7 @@ class _Use:
         self.random = rest > 0
         self.scale = _sqrt(rest)
         lead = leading_shape(input, weight.shape[:-2])
-        self.epsilon = torch.randn(
-            lead + rest.shape[-1:], dtype=rest.dtype, device=rest.device
-        )
+        self.epsilon = torch.randn(lead + rest.shape[-1:], dtype=rest.dtype, device=rest.device)
 
     def fits(self, input: Tensor) -> bool:
         return self.input.shape == input.shape

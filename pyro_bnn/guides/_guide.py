@@ -142,7 +142,8 @@ class AutoPosterior(AutoGuide):
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         result = {}
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        prototype: Any = self.prototype_trace
+        for name, site in prototype.iter_stochastic_nodes():
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])
@@ -194,7 +195,8 @@ class AutoPosterior(AutoGuide):
         self._model = (InitMessenger(self._prototype_value)(model[0]),)
         try:
             super()._setup_prototype(*args, **kwargs)
-            trace, self.prototype_trace = self.prototype_trace, None
+            trace: Any = self.prototype_trace
+            self.prototype_trace = None
         finally:
             self._model = model
         sites = dict(trace.iter_stochastic_nodes())
@@ -284,9 +286,7 @@ class AutoPosterior(AutoGuide):
 
     # Saving, copying and composing.
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Makes room for the sites that the saved guide found only in a run."""
         start = prefix + "posteriors."
         for key, loc in state_dict.items():

@@ -37,7 +37,8 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     handlers, function = _unwrap(model)
     for root in _referred_modules(function):
         for owner in pyro_modules(root):
-            for key, prior in owner._pyro_samples.items():
+            samples: dict[str, Any] = dict(owner._pyro_samples)
+            for key, prior in samples.items():
                 fn = prior if hasattr(prior, "sample") else prior(owner)
                 if isinstance(fn, torch.Tensor):  # a deterministic function of other sites
                     continue
@@ -82,7 +83,7 @@ def _referred_modules(function: Any) -> list[nn.Module]:
     if not inspect.isfunction(function):
         return []
     names = inspect.getclosurevars(function)
-    referred = {id(v): v for v in (names.globals | names.nonlocals).values()}
+    referred = {id(v): v for v in {**names.globals, **names.nonlocals}.values()}
     return [
         v for v in referred.values() if isinstance(v, PyroModule) and not isinstance(v, AutoGuide)
     ]
@@ -100,7 +101,7 @@ def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
             return handlers, model
 
 
-def _latent_sites(handlers: list[Messenger], name: str, fn: Any) -> Iterator[dict[str, Any]]:
+def _latent_sites(handlers: list[Messenger], name: str, fn: Any) -> Iterator[Any]:
     def statement() -> None:
         pyro.sample(name, fn)
 

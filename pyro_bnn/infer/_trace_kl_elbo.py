@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
@@ -18,6 +18,8 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 
 from .._validation import nan_arguments
 from ._kl import analytic_kl
+
+Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
 
 class TraceKL_ELBO(Trace_ELBO):
@@ -87,7 +89,7 @@ class TraceKL_ELBO(Trace_ELBO):
         self._check_nan(model, model_trace, args, kwargs)
         return model_trace, guide_trace
 
-    def _weigh(self, model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> None:
+    def _weigh(self, model_site: Site, guide_site: Site | None) -> None:
         """Scales a latent site, and fills in its divergence if there is a formula."""
         sites = [site for site in (model_site, guide_site) if site is not None]
         if self.kl_weight != 1:
@@ -103,7 +105,7 @@ class TraceKL_ELBO(Trace_ELBO):
         model_site["log_prob"] = -kl
         model_site["log_prob_sum"] = -kl.sum()
         zero = torch.zeros_like(kl)
-        guide_site["score_parts"] = ScoreParts(zero, 0, 0)
+        guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
         guide_site["log_prob"] = zero
         guide_site["log_prob_sum"] = zero.sum()
 
@@ -124,7 +126,7 @@ class TraceKL_ELBO(Trace_ELBO):
         )
 
 
-def _are_alike(model_site: dict[str, Any], guide_site: dict[str, Any]) -> bool:
+def _are_alike(model_site: Site, guide_site: Site) -> bool:
     """Whether one divergence can stand for both: drawn pathwise, scaled and masked alike."""
     return (
         guide_site["fn"].has_rsample

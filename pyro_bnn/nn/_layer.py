@@ -7,7 +7,7 @@ from typing import Any
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import Distribution
 
-from ..priors import FanInNormal, Normal
+from ..priors import Normal
 from ._prior import Prior, Rule
 
 DEFAULT_PRIOR = Normal(0.0, 1.0)

@@ -12,7 +12,7 @@ from ._layer import BayesianLayer
 from ._prior import Rule
 
 
-class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):
+class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):  # type: ignore[type-arg]
     r"""``torch.nn.Linear`` with random weights, :math:`y = x W^\top + b`.
 
     In a Pyro model, weight and bias are sample sites; which posterior they get, and how its
@@ -53,7 +53,7 @@ class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):
         prior: Distribution | Rule | None = None,
         bias_prior: Distribution | Rule | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, bias, device, dtype)  # type: ignore[call-arg, arg-type]
         self._sample_parameters(prior, bias_prior)
 
     def forward(self, input: Tensor) -> Tensor:

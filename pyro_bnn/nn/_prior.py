@@ -34,9 +34,7 @@ class Prior(PyroModule):
         ValueError: if it does not broadcast to the shape of the weight.
     """
 
-    def __init__(
-        self, prior: Distribution | Rule, weight: Tensor, fan_in: int, name: str
-    ) -> None:
+    def __init__(self, prior: Distribution | Rule, weight: Tensor, fan_in: int, name: str) -> None:
         super().__init__()
         made = prior
         if not isinstance(prior, Distribution) and callable(prior):
@@ -58,6 +56,7 @@ class Prior(PyroModule):
         if self._pyro_params:
             values = {name: getattr(self, name) for name in self._pyro_params}
             return self._expanded(self._rebuilt(values))
+        assert self._bound is not None
         return self._bound
 
     def _register(self, learnable: tuple[str, ...], weight: Tensor) -> None:
@@ -76,9 +75,7 @@ class Prior(PyroModule):
                 self.register_buffer(name, tensor)
 
     def _rebuilt(self, values: dict[str, Tensor]) -> Distribution:
-        by_path = {
-            path: value for name, value in values.items() for path in self._paths[name]
-        }
+        by_path = {path: value for name, value in values.items() for path in self._paths[name]}
         return _replaced(self._template, by_path)
 
     def _expanded(self, prior: Distribution) -> dist.TorchDistribution:

@@ -95,7 +95,7 @@ class ConstrainedPosterior(NormalPosterior):
         return biject_to(self._known_support())(super().median())
 
     def center(self) -> Tensor:
-        """One value for the whole posterior, differentiable: its median, the mean if unconstrained."""
+        """One differentiable value for all of it: its median, which is its mean if unconstrained."""
         return biject_to(self._known_support())(super().center())
 
     def quantiles(self, probs: Tensor) -> Tensor:

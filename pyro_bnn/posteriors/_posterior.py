@@ -34,8 +34,6 @@ class Posterior(PyroModule):
 
     #: Dimensions that ``loc`` has behind those of the weight.
     component_dims: ClassVar[int] = 0
-    #: Whether the posterior can be drawn from before :meth:`adapt`.
-    is_complete: bool = True
 
     def __init__(
         self,
@@ -59,6 +57,11 @@ class Posterior(PyroModule):
     def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
         self.scale = PyroParam(scale, constraints.softplus_positive, self.event_dim)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the posterior can be drawn from; false for some until :meth:`adapt`."""
+        return True
 
     @abstractmethod
     def base(self) -> dist.TorchDistribution:
