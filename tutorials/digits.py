@@ -174,7 +174,7 @@ def draw_figure(predictors, data: dict[str, tuple[Tensor, Tensor]], path: Path) 
     top.suptitle("Test images that LRT is least sure of: probabilities, with their quartiles")
     axes = top.subplots(2, 8, height_ratios=[1.3, 1])
     for column, i in enumerate(least):
-        axes[0, column].imshow(x[i].view(8, 8), cmap="gray_r")
+        axes[0, column].imshow(x[i].view(8, 8).numpy(), cmap="gray_r")
         axes[0, column].set_title(f"label {y[i].item()}", fontsize=9)
         axes[0, column].set_axis_off()
         low, high = p[:, i].quantile(torch.tensor([0.25, 0.75]), dim=0)

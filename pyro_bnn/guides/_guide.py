@@ -304,11 +304,7 @@ class AutoPosterior(AutoGuide):
             factory = self.posterior
         if factory is None:
             return ConstrainedPosterior(torch.zeros_like(loc), 1.0, support=None)
-        posterior = factory(torch.zeros_like(loc), 1.0)
-        if posterior.component_dims:
-            shape = loc.shape[: -posterior.component_dims]
-            posterior = factory(loc.new_zeros(shape), 1.0)
-        return posterior
+        return factory(torch.zeros_like(loc), 1.0)
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         if self.master is not None:  # lists of guides are kept apart as guides are

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -18,15 +16,19 @@ from ._posterior import Posterior, trailing
 class MixturePosterior(Posterior):
     r"""An independent mixture of Normals for each weight.
 
-    .. math:: q(w) = \sum_k \pi_k \, N(w; \mu_k, \sigma_k^2)
+    .. math:: q(w) = \sum_k \pi_k \, N(w; \mu + \sigma_k \delta_k, \sigma_k^2)
+
+    The components share a location :math:`\mu`, from which each is :math:`\delta_k` of its
+    standard deviations away. Were their means free parameters, the noise of single gradients
+    would drive them many standard deviations apart before the data had a say.
 
     Args:
-        loc: initial mean; gives the shape of the weight.
+        loc: initial location; gives the shape of the weight.
         scale: initial standard deviation of a component, positive.
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
         estimator: how draws meet inputs; only :class:`~pyro_bnn.estimators.Shared` does.
-        num_components: number of components K. They start with equal weights and means that are
-            ``scale`` apart, since equal components would get equal gradients for ever.
+        num_components: number of components K. They start with equal weights and one standard
+            deviation apart, since equal components would get equal gradients for ever.
 
     Raises:
         ValueError: if ``scale`` is not positive and finite, or ``num_components`` below 1.
@@ -35,8 +37,6 @@ class MixturePosterior(Posterior):
         >>> MixturePosterior(torch.zeros(3, 2), 0.1).base().loc.shape
         torch.Size([3, 2, 2])
     """
-
-    component_dims: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -54,26 +54,23 @@ class MixturePosterior(Posterior):
 
     def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         size = self._num_components
-        offset = torch.arange(size, dtype=loc.dtype, device=loc.device) - 0.5 * (size - 1)
-        offset = offset.view(-1, *(1,) * loc.dim())
-        event_dim = self.event_dim + 1
+        steps = torch.arange(size, dtype=loc.dtype, device=loc.device) - 0.5 * (size - 1)
+        offset = steps.view(-1, *(1,) * loc.dim()).expand(size, *loc.shape)
 
         def parameter(values: Tensor, constraint: constraints.Constraint) -> PyroParam:
             # In memory, components come first: sums over them are far faster that way.
-            return PyroParam(values.contiguous().movedim(0, -1), constraint, event_dim)
+            return PyroParam(values.contiguous().movedim(0, -1), constraint, self.event_dim + 1)
 
-        start = loc + scale * offset
-        self.logits = parameter(torch.zeros_like(start), constraints.real)
-        self.loc = parameter(start, constraints.real)
-        self.scale = parameter(scale.expand_as(start), constraints.softplus_positive)
+        self.logits = parameter(torch.zeros_like(offset), constraints.real)
+        self.loc = PyroParam(loc, constraints.real, self.event_dim)
+        self.offset = parameter(offset, constraints.real)
+        self.scale = parameter(scale.expand_as(offset), constraints.softplus_positive)
 
     def base(self) -> dist.TorchDistribution:
-        return NormalMixture(
-            logits=self._read("logits"),
-            loc=self._read("loc"),
-            scale=self._read("scale"),
-            validate_args=False,
-        )
+        scale = self._read("scale")
+        loc = torch.addcmul(self._read("loc").unsqueeze(-1), scale, self._read("offset"))
+        logits = self._read("logits")
+        return NormalMixture(logits=logits, loc=loc, scale=scale, validate_args=False)
 
     def median(self) -> Tensor:
         return self.quantiles(torch.tensor(0.5))

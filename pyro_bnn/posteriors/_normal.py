@@ -95,7 +95,7 @@ class ConstrainedPosterior(NormalPosterior):
         return biject_to(self._known_support())(super().median())
 
     def center(self) -> Tensor:
-        """One differentiable value for all of it: its median, which is its mean if unconstrained."""
+        # Few transformed Normals have a mean in closed form; this is the median.
         return biject_to(self._known_support())(super().center())
 
     def quantiles(self, probs: Tensor) -> Tensor:

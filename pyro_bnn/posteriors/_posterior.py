@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -31,9 +30,6 @@ class Posterior(PyroModule):
         ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
         TypeError: if ``estimator`` is no :class:`~pyro_bnn.estimators.Estimator`.
     """
-
-    #: Dimensions that ``loc`` has behind those of the weight.
-    component_dims: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -106,9 +102,10 @@ class Posterior(PyroModule):
         self._set_event_dim(prior.event_dim)
 
     def _set_event_dim(self, event_dim: int) -> None:
+        shift = event_dim - self.event_dim
         self.event_dim = event_dim
-        for name, (constraint, _) in self._pyro_params.items():
-            self._pyro_params[name] = (constraint, event_dim + self.component_dims)
+        for name, (constraint, own) in self._pyro_params.items():
+            self._pyro_params[name] = (constraint, own + shift)
 
     def _read(self, name: str) -> Tensor:
         """A constrained parameter; a Pyro parameter only where Pyro is at work."""

@@ -1,0 +1,36 @@
+"""Every test starts from the same random numbers and an empty parameter store."""
+
+import inspect
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+
+import pyro_bnn
+
+torch.set_num_threads(1)  # the networks are tiny
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def _names_in_examples(request, doctest_namespace):
+    """What the examples in docstrings may use without importing it; pages import everything."""
+    if request.node.path.suffix == ".rst":
+        doctest_namespace.clear()
+        return
+    modules = [getattr(pyro_bnn, name) for name in pyro_bnn.__all__]
+    public = {n: getattr(m, n) for m in modules for n in getattr(m, "__all__", ())}
+    classes = {n: v for n, v in public.items() if inspect.isclass(v) or inspect.isfunction(v)}
+    del classes["Normal"], classes["Laplace"]  # as priors; in examples they are Pyro's
+    doctest_namespace |= classes
+    doctest_namespace |= {"torch": torch, "pyro": pyro, "dist": dist, "constraints": constraints}
