@@ -19,6 +19,9 @@ lint: .venv/lint.stamp  ## check style, formatting and types
 docs: .venv/docs.stamp  ## build the documentation, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+bench: .venv/bench.stamp  ## measure the candidates for the defaults (needs the UCI sets)
+	$(BIN)/python benchmarks/defaults.py $(if $(UCI),--uci $(UCI))
+
 wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environment
 	rm -rf build dist
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --wheel
@@ -36,7 +39,8 @@ clean:
 .venv/test.stamp: EXTRAS = [demo,docs,test]
 .venv/lint.stamp: EXTRAS = [demo,lint]
 .venv/docs.stamp: EXTRAS = [demo,docs]
-.venv/build.stamp: EXTRAS = [build]
+.venv/bench.stamp: EXTRAS = [bench]
+.venv/build.stamp: EXTRAS = [wheel]
 .venv/%.stamp: $(INPUTS) | .venv/bin/python
 	PIP_CONSTRAINT=constraints.txt $(PIP) -e ".$(EXTRAS)"
 	touch $@
