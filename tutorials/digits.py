@@ -169,22 +169,23 @@ def draw_figure(predictors, data: dict[str, tuple[Tensor, Tensor]], path: Path) 
 
     x, y = data["test"]
     p = predictors["LRT"](x)
-    mean = p.mean(0)
-    least = entropy(mean).topk(8).indices
+    least = entropy(p.mean(0)).topk(8).indices
+    means, lows, highs = (
+        t[..., least, :].numpy()
+        for t in (p.mean(0), p.quantile(0.25, dim=0), p.quantile(0.75, dim=0))
+    )
     top.suptitle("Test images that LRT is least sure of: probabilities, with their quartiles")
     axes = top.subplots(2, 8, height_ratios=[1.3, 1])
-    for column, i in enumerate(least):
-        axes[0, column].imshow(x[i].view(8, 8).numpy(), cmap="gray_r")
-        axes[0, column].set_title(f"label {y[i].item()}", fontsize=9)
-        axes[0, column].set_axis_off()
-        low, high = p[:, i].quantile(torch.tensor([0.25, 0.75]), dim=0)
-        classes = torch.arange(NUM_CLASSES)
-        axes[1, column].bar(classes, mean[i], color="tab:blue", alpha=0.6)
-        axes[1, column].vlines(classes, low, high, color="black", linewidth=1.5)
-        axes[1, column].set(ylim=(0, 1), xticks=classes)
-        axes[1, column].tick_params(labelsize=7)
-        if column:
-            axes[1, column].set_yticklabels([])
+    classes = range(NUM_CLASSES)
+    for column, i in enumerate(least.tolist()):
+        image, bars = axes[:, column]
+        image.imshow(x[i].view(8, 8).numpy(), cmap="gray_r")
+        image.set_title(f"label {y[i].item()}", fontsize=9)
+        image.set_axis_off()
+        bars.bar(classes, means[column], color="tab:blue", alpha=0.6)
+        bars.vlines(classes, lows[column], highs[column], color="black", linewidth=1.5)
+        bars.set(ylim=(0, 1), xticks=classes)
+        bars.tick_params(labelsize=7, labelleft=column == 0)
     axes[1, 0].set_ylabel("probability")
 
     bottom.suptitle(
