@@ -20,6 +20,7 @@ from pyro.infer import (
     Trace_ELBO,
     TraceMeanField_ELBO,
 )
+from pyro.infer.autoguide import AutoNormal
 from pyro.infer.importance import psis_diagnostic
 from pyro.nn import PyroModule, PyroSample
 
@@ -112,6 +113,20 @@ def test_kl_weight(kind, prior):
     )
     assert same_mean(0.5 * (likelihood + full), half)
     assert not same_mean(likelihood, full)
+
+
+def test_pyros_own_guides():
+    """They sample an auxiliary site and a Delta with a Jacobian, which all have to be weighed."""
+    x, y = data(8)
+    model = Regression(bayesian_mlp(3, 1), noise=None)
+    guide = AutoNormal(model, init_scale=0.3)
+    guide(x, y)
+    plain = losses(Trace_ELBO, model, guide, x, y, count=100)
+    assert same_mean(plain, losses(TraceKL_ELBO, model, guide, x, y, count=100))
+    likelihood, half = (
+        losses(TraceKL_ELBO, model, guide, x, y, count=100, kl_weight=w) for w in (0, 0.5)
+    )
+    assert same_mean(0.5 * (likelihood + plain), half)
 
 
 def test_kl_weight_can_be_annealed():

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
@@ -74,9 +75,13 @@ class TraceKL_ELBO(Trace_ELBO):
         guide_trace = prune_subsample_sites(guide_trace)
         model_trace = prune_subsample_sites(model_trace)
 
-        for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and not site["is_observed"]:
-                self._weigh(site, guide_trace.nodes.get(name))
+        latent = {n: s for n, s in model_trace.nodes.items() if _is_latent(s)}
+        proposed = {n: s for n, s in guide_trace.nodes.items() if _is_latent(s)}
+        if self.kl_weight != 1:
+            for site in (*latent.values(), *proposed.values()):
+                site["scale"] = self.kl_weight * site["scale"]
+        for name in latent.keys() & proposed.keys():
+            _fill_in_divergence(latent[name], proposed[name])
         # Both leave alone what has been filled in.
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
@@ -88,26 +93,6 @@ class TraceKL_ELBO(Trace_ELBO):
                         check_site_shape(site, self.max_plate_nesting)
         self._check_nan(model, model_trace, args, kwargs)
         return model_trace, guide_trace
-
-    def _weigh(self, model_site: Site, guide_site: Site | None) -> None:
-        """Scales a latent site, and fills in its divergence if there is a formula."""
-        sites = [site for site in (model_site, guide_site) if site is not None]
-        if self.kl_weight != 1:
-            for site in sites:
-                site["scale"] = self.kl_weight * site["scale"]
-        if guide_site is None or not _are_alike(model_site, guide_site):
-            return
-        kl = analytic_kl(guide_site["fn"], model_site["fn"])
-        if kl is None:
-            return
-        shape = guide_site["fn"].batch_shape
-        kl = scale_and_mask(kl.expand(shape), guide_site["scale"], guide_site["mask"])
-        model_site["log_prob"] = -kl
-        model_site["log_prob_sum"] = -kl.sum()
-        zero = torch.zeros_like(kl)
-        guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
-        guide_site["log_prob"] = zero
-        guide_site["log_prob_sum"] = zero.sum()
 
     def _check_nan(
         self, model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any
@@ -126,11 +111,26 @@ class TraceKL_ELBO(Trace_ELBO):
         )
 
 
-def _are_alike(model_site: Site, guide_site: Site) -> bool:
-    """Whether one divergence can stand for both: drawn pathwise, scaled and masked alike."""
-    return (
-        guide_site["fn"].has_rsample
-        and model_site["mask"] is guide_site["mask"]
-        and (model_site["scale"] is guide_site["scale"])
-        | (model_site["scale"] == guide_site["scale"])
+def _is_latent(site: Site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _fill_in_divergence(model_site: Site, guide_site: Site) -> None:
+    """Puts a site's divergence in the place of its densities, if there is a formula."""
+    q = guide_site["fn"]
+    alike = model_site["mask"] is guide_site["mask"] and (
+        model_site["scale"] is guide_site["scale"] or model_site["scale"] == guide_site["scale"]
     )
+    # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
+    if not alike or not q.has_rsample or isinstance(q, Delta):
+        return
+    kl = analytic_kl(q, model_site["fn"])
+    if kl is None:
+        return
+    kl = scale_and_mask(kl.expand(q.batch_shape), guide_site["scale"], guide_site["mask"])
+    model_site["log_prob"] = -kl
+    model_site["log_prob_sum"] = -kl.sum()
+    zero = torch.zeros_like(kl)
+    guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
+    guide_site["log_prob"] = zero
+    guide_site["log_prob_sum"] = zero.sum()

@@ -105,7 +105,7 @@ class Posterior(PyroModule):
         shift = event_dim - self.event_dim
         self.event_dim = event_dim
         for name, (constraint, own) in self._pyro_params.items():
-            self._pyro_params[name] = (constraint, own + shift)
+            self._pyro_params[name] = (constraint, (own or 0) + shift)
 
     def _read(self, name: str) -> Tensor:
         """A constrained parameter; a Pyro parameter only where Pyro is at work."""
