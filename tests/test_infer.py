@@ -229,10 +229,10 @@ def test_plate_that_subsamples_itself(kind):
 @EACH
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(kind, parallel):
-    x, _ = data()
+    x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1), noise=None)
     guide = kind.make(model, init_scale=0.2)
-    guide(x)
+    guide(x, y)
     predictive = Predictive(model, guide=guide, num_samples=2_000, parallel=parallel)
     samples = predictive(x)
     assert samples["obs"].shape == (2_000, 20)
@@ -246,6 +246,31 @@ def test_predictive(kind, parallel):
         model.net, guide=guide, num_samples=5, parallel=parallel, return_sites=["_RETURN"]
     )(x[:1].expand(2, -1))["_RETURN"]
     torch.testing.assert_close(twice[..., 0, :], twice[..., 1, :])
+
+
+@EACH
+@pytest.mark.parametrize("noise", [0.5, None])
+def test_predictive_of_a_saved_guide(kind, noise):
+    """Without data in any call: what is to be predicted must not be taken for latent."""
+    x, y = data()
+    model = Regression(torch_mlp(3, 4, 1), noise)
+    guide = kind.make(model)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
+    fresh = kind.make(model)
+    if noise is None:
+        with pytest.raises(ValueError, match="observes nothing"):
+            fresh(x)
+    fresh.load_state_dict(guide.state_dict())
+    torch.manual_seed(0)
+    expected = Predictive(model, guide=guide, num_samples=5)(x)
+    torch.manual_seed(0)
+    actual = Predictive(model, guide=fresh, num_samples=5)(x)
+    assert actual.keys() == expected.keys()
+    assert "obs" not in list(fresh)
+    assert ("noise" in list(fresh)) == (noise is None)
+    assert actual["obs"].shape == (5, 20)
+    # Training goes on from there.
+    SVI(model, fresh, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
 
 
 @EACH

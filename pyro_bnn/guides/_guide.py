@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._parameter_store import OwnParameters, own_parameters
@@ -23,7 +24,7 @@ from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
 from ._initialization import default_scale, init_to_fan_in
-from ._sites import module_sites, own_model_parameters
+from ._sites import is_handled, module_sites, own_model_parameters
 
 PosteriorFactory = Callable[..., Posterior]
 
@@ -58,8 +59,9 @@ class AutoPosterior(AutoGuide):
 
     Raises:
         ValueError: at construction if ``init_scale`` is not positive; at the first call if the
-            model has no latent sites, a pattern in ``sites`` fits none, or a weight is sampled
-            inside a plate that is not in ``plates``; at any call if an argument has NaN.
+            model has no latent sites, a pattern in ``sites`` fits none, a weight is sampled
+            inside a plate that is not in ``plates``, or the call has no observations that tell
+            data from latent variables; at any call if an argument has NaN.
     """
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
@@ -85,6 +87,7 @@ class AutoPosterior(AutoGuide):
         self._overrides = dict(sites or {})
         self._network_plates = frozenset([plates] if isinstance(plates, str) else plates)
         self._shared = False
+        self._is_loaded = False
         self._names: list[str] = []
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
@@ -199,6 +202,7 @@ class AutoPosterior(AutoGuide):
             self.prototype_trace = None
         finally:
             self._model = model
+        self._drop_unobserved_data(trace)
         sites = dict(trace.iter_stochastic_nodes())
         self._check_sites(sites)
         for name, site in sites.items():
@@ -206,12 +210,28 @@ class AutoPosterior(AutoGuide):
                 self[name].adapt(site["fn"])
             else:
                 self._add(site, site["value"])
-        for key in ("_INPUT", "_RETURN"):  # they hold the data
-            if key in trace.nodes:
-                trace.remove_node(key)
+        for name in list(trace.nodes):
+            if name not in sites:  # these nodes hold the data
+                trace.remove_node(name)
         if isinstance(self._pyro_context, OwnParameters):
             self._pyro_context.claim()
         self.prototype_trace = trace
+
+    # Pyro hides observed sites here too, but they tell whether a run had the data.
+    _prototype_hide_fn = staticmethod(lambda msg: msg["type"] != "sample" or site_is_subsample(msg))
+
+    def _drop_unobserved_data(self, trace: Any) -> None:
+        """Leaves out what a first call without data would take for latent variables."""
+        new = [name for name, _ in trace.iter_stochastic_nodes() if name not in self._names]
+        if not new or trace.observation_nodes or is_handled(self._model[0]):
+            return
+        if not self._is_loaded:
+            raise ValueError(
+                f"the first call of this guide observes nothing, so that {new} may be latent "
+                "variables or the data: call it once with the observations, or load a state_dict"
+            )
+        for name in new:  # what was saved had no posterior for it: it is to be predicted
+            trace.remove_node(name)
 
     def _prototype_value(self, site: dict[str, Any]) -> Tensor:
         self._check_plates(site)  # here, since the run may not get past the network
@@ -292,6 +312,7 @@ class AutoPosterior(AutoGuide):
         for key, loc in state_dict.items():
             if not key.startswith(start) or not key.endswith(".loc_unconstrained"):
                 continue
+            self._is_loaded = True
             name = key[len(start) : -len(".loc_unconstrained")]
             if name not in self._names:
                 self._attach(name, self._blank(name, loc))

@@ -53,6 +53,11 @@ def own_model_parameters(model: Callable[..., Any]) -> None:
             own_parameters(root)
 
 
+def is_handled(model: Callable[..., Any]) -> bool:
+    """Whether a model is inside handlers such as ``poutine.block``, which may hide its data."""
+    return bool(_unwrap(model)[0])
+
+
 def pyro_modules(root: nn.Module) -> list[PyroModule]:
     """All PyroModules of a network, checked to share names and context with their root."""
     modules = []
