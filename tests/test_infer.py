@@ -273,6 +273,34 @@ def test_predictive_of_a_saved_guide(kind, noise):
     SVI(model, fresh, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
 
 
+@pytest.mark.parametrize("likelihood", ["categorical", "one-hot", "matrix"])
+def test_predictive_of_a_saved_guide_for_any_kind_of_data(likelihood):
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = bayesian_mlp(3, 4)
+
+        def forward(self, x, y=None):
+            out = self.net(x)
+            observed = {
+                "categorical": lambda: dist.Categorical(logits=out),
+                "one-hot": lambda: dist.OneHotCategorical(logits=out),
+                "matrix": lambda: dist.Normal(out.view(-1, 2, 2), 1.0).to_event(2),
+            }[likelihood]()
+            with pyro.plate("data", len(x)):
+                return pyro.sample("obs", observed, obs=y)
+
+    x, _ = data()
+    model = Model()
+    guide = AutoLRT(model)
+    fresh = AutoLRT(model)
+    fresh.load_state_dict(guide.state_dict())
+    samples = Predictive(model, guide=fresh, num_samples=5)(x)["obs"]
+    assert samples.shape[:2] == (5, 20)
+    assert samples.float().std() > 0
+    assert set(fresh) == {"net.0.weight", "net.0.bias"}
+
+
 @EACH
 def test_predictive_of_posterior_samples(kind):
     """Samples of weights that came from elsewhere, say from a Markov chain."""

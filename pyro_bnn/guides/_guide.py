@@ -234,9 +234,12 @@ class AutoPosterior(AutoGuide):
             trace.remove_node(name)
 
     def _prototype_value(self, site: dict[str, Any]) -> Tensor:
+        name = site["name"]
+        if self._is_loaded and name not in self._names and name not in self._weights:
+            return site["fn"].sample()  # most likely data, to be predicted
         self._check_plates(site)  # here, since the run may not get past the network
-        if site["name"] in self._names and self[site["name"]].is_complete:
-            median = self[site["name"]].median()
+        if name in self._names and self[name].is_complete:
+            median = self[name].median()
             if median.shape == site["fn"].shape():  # it covers all of a subsampled plate
                 return median
         return self._initial_value(site)
