@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ._draw import Draw, Sample, draw, plain, split_bias
+from ._draw import Sample, draw, plain, split_bias
 from ._linear import plain_linear
 
 
@@ -92,10 +92,3 @@ class Estimated(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(plain(value))
-
-    def shared(self) -> dist.Independent:
-        """The same posterior, drawn as one ordinary weight for all examples."""
-        return dist.Independent(self.base_dist, self.reinterpreted_batch_ndims, validate_args=False)
-
-
-__all__ = ["Draw", "Estimated", "Estimator", "Shared"]
