@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..guides import AutoPosterior
 from ..guides._sites import pyro_modules
-from ..infer._kl import kl_or_estimate
+from ..infer._kl import analytic_kl, kl_or_estimate
 from ..posteriors import Posterior
 from ._twin import twin
 
@@ -99,9 +99,7 @@ class Standalone(nn.Module):
     def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
         total: Any = 0.0
         for (_, module, key), q, value in zip(self._sites, posteriors, values, strict=True):
-            prior = module._pyro_samples[key]
-            p = prior if hasattr(prior, "sample") else prior(module)
-            total = total + kl_or_estimate(q, p, value).sum()
+            total = total + kl_or_estimate(q, _prior(module, key), value).sum()
         return total
 
     def _set_up(self) -> None:
@@ -112,6 +110,11 @@ class Standalone(nn.Module):
         self.__dict__["_sites"] = [
             (self.guide[name], twins[id(module)], key) for name, module, key in _sites(self.net)
         ]
+
+        with torch.no_grad():
+            # Torch looks a formula up in a way that does not compile, but remembers what it found.
+            for posterior, module, key in self._sites:
+                analytic_kl(posterior.distribution(), _prior(module, key))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites")}
@@ -129,6 +132,11 @@ class _NoSample(Messenger):
             f"`net` samples `{msg['name']}` in its forward, which only a Pyro model can: make it "
             "a PyroSample attribute, or train by SVI"
         )
+
+
+def _prior(module: Any, key: str) -> Any:
+    prior = module._pyro_samples[key]
+    return prior if hasattr(prior, "sample") else prior(module)
 
 
 def _sites(net: nn.Module) -> Iterator[tuple[str, PyroModule, str]]:
