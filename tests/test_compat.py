@@ -298,6 +298,27 @@ def test_divergence_of_a_hierarchical_prior_is_estimated_at_the_draw():
     assert (kls.mean() - expected.mean()).abs() < 5 * error
 
 
+@EACH
+def test_a_deterministic_function_of_a_draw(kind):
+    """It sees the same draw as the rest of the network, not one of the prior."""
+
+    class Squared(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = normal_prior(1, 3)
+            self.twice = PyroSample(lambda self: 2 * self.weight)
+
+        def forward(self, x):
+            return self.twice - 2 * self.weight, self.twice
+
+    net = Squared()
+    module = Standalone(net, kind.make(net, init_scale=1e-6))
+    (difference, double), kl = module(torch.ones(2, 3))
+    assert (difference == 0).all()
+    torch.testing.assert_close(double, 2 * module.guide.median()["weight"], atol=1e-4, rtol=0)
+    assert torch.isfinite(kl)
+
+
 def test_learnable_prior():
     net = bayesian_mlp(3, 1, prior=priors.Normal(0.0, 1.0, learnable_scale=True))
     module = Standalone(net, AutoLRT(net))

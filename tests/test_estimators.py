@@ -151,6 +151,13 @@ class TestLRT:
                     covariance = covariance + b.variance
                 assert within(noise[:, i] * noise[:, j], covariance)
 
+    def test_bias_keeps_its_noise_with_weights_that_are_no_draws(self):
+        bias = posterior(LocalReparameterization(), 3).rsample()
+        zero, weight = torch.zeros(5, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
+        first = F.linear(zero, weight, bias)
+        torch.testing.assert_close(F.linear(zero, 2 * weight, bias), first)
+        assert (first[0] != first[1]).all()
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_same_input_gives_the_same_output(self, dtype):
         q = posterior(LocalReparameterization(), 30, 40, dtype=dtype, requires_grad=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
-from pyro.nn.module import _make_name
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..guides import AutoPosterior
-from ..guides._sites import pyro_modules
+from ..guides._sites import sample_attributes
 from ..infer._kl import analytic_kl, kl_or_estimate
 from ..posteriors import Posterior
 from ._twin import twin
@@ -107,14 +104,14 @@ class Standalone(nn.Module):
         # Kept out of the registered modules: it is the network once more.
         twins: dict[int, nn.Module] = {}
         self.__dict__["_twin"] = twin(self.net, twins)
+        attributes = list(sample_attributes(self.net))
         self.__dict__["_sites"] = [
-            (self.guide[name], twins[id(module)], key) for name, module, key in _sites(self.net)
+            (self.guide[name], twins[id(module)], key) for name, module, key, _ in attributes
         ]
-
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
-            for posterior, module, key in self._sites:
-                analytic_kl(posterior.distribution(), _prior(module, key))
+            for name, _, _, prior in attributes:
+                analytic_kl(self.guide[name].distribution(), prior)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites")}
@@ -139,15 +136,8 @@ def _prior(module: Any, key: str) -> Any:
     return prior if hasattr(prior, "sample") else prior(module)
 
 
-def _sites(net: nn.Module) -> Iterator[tuple[str, PyroModule, str]]:
-    for module in pyro_modules(net):
-        for key, prior in module._pyro_samples.items():
-            if not isinstance(prior, Tensor):
-                yield _make_name(module._pyro_name, key), module, key
-
-
 def _check(net: nn.Module, guide: AutoPosterior) -> None:
-    names = [name for name, _, _ in _sites(net)]
+    names = [name for name, *_ in sample_attributes(net)]
     if not names:
         raise ValueError(
             "`net` has no random weights: give it priors, say by `pyro_bnn.nn.BayesianLinear`"

@@ -60,6 +60,8 @@ def _getattr(self: Any, name: str) -> Any:
     for store in ("_parameters", "_buffers", "_modules"):
         if name in state[store]:
             return state[store][name]
+    if name in state["_pyro_samples"]:  # without a draw of its own: a function of other sites
+        return state["_pyro_samples"][name](self)
     return getattr(state["_original"], name)
 
 

@@ -51,6 +51,7 @@ class LRTSample(Sample):
         self._scale = scale
         self._value: Tensor | None = None
         self._uses: list[_Use] = []
+        self._bias_noise: dict[torch.Size, Tensor] = {}
         self._transpose = transpose
 
     @property
@@ -85,8 +86,9 @@ class LRTSample(Sample):
         return output
 
     def bias_noise(self, output: Tensor, samples: int) -> Tensor:
-        noise = torch.randn_like(output)
-        return row_bias(self._scale) * noise
+        if output.shape not in self._bias_noise:
+            self._bias_noise[output.shape] = torch.randn_like(output)
+        return row_bias(self._scale) * self._bias_noise[output.shape]
 
 
 class _Use:

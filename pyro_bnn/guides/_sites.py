@@ -36,13 +36,18 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """
     handlers, function = _unwrap(model)
     for root in _referred_modules(function):
-        for owner in pyro_modules(root):
-            samples: dict[str, Any] = dict(owner._pyro_samples)
-            for key, prior in samples.items():
-                fn = prior if hasattr(prior, "sample") else prior(owner)
-                if isinstance(fn, torch.Tensor):  # a deterministic function of other sites
-                    continue
-                yield from _latent_sites(handlers, _make_name(owner._pyro_name, key), fn)
+        for name, _, _, fn in sample_attributes(root):
+            yield from _latent_sites(handlers, name, fn)
+
+
+def sample_attributes(root: nn.Module) -> Iterator[tuple[str, PyroModule, str, Any]]:
+    """Full name, module, key and prior of each PyroSample attribute that is random."""
+    for owner in pyro_modules(root):
+        samples: dict[str, Any] = dict(owner._pyro_samples)
+        for key, prior in samples.items():
+            fn = prior if hasattr(prior, "sample") else prior(owner)
+            if not isinstance(fn, torch.Tensor):  # a deterministic function of other sites
+                yield _make_name(owner._pyro_name, key), owner, key, fn
 
 
 def own_model_parameters(model: Callable[..., Any]) -> None:
