@@ -20,7 +20,7 @@ from pyro.infer import (
     Trace_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.infer.importance import psis_diagnostic
 from pyro.nn import PyroModule, PyroSample
 
@@ -119,7 +119,8 @@ def test_pyros_own_guides():
     """They sample an auxiliary site and a Delta with a Jacobian, which all have to be weighed."""
     x, y = data(8)
     model = Regression(bayesian_mlp(3, 1), noise=None)
-    guide = AutoNormal(model, init_scale=0.3)
+    start = init_to_value(values={"noise": torch.tensor(8.0)})  # away from a Jacobian of 1
+    guide = AutoNormal(model, init_loc_fn=start, init_scale=0.1)
     guide(x, y)
     plain = losses(Trace_ELBO, model, guide, x, y, count=100)
     assert same_mean(plain, losses(TraceKL_ELBO, model, guide, x, y, count=100))
