@@ -186,7 +186,7 @@ class TestLRT:
         F.linear(torch.ones(2, 4, dtype=torch.float64), weight)
         assert weight.shape == (3, 4)
         assert weight.dtype == torch.float64
-        assert weight.sample._value is None
+        assert weight.sample._noise is None
         norm = weight.square().sum()
         assert weight.square().sum() == norm
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._linear import plain_linear
+from ._maps import CONVOLUTIONS, LINEAR, Convolution, LinearMap, Lookup
+from ._sampled import unsampled
 
 
 class Sample(ABC):
@@ -35,19 +37,21 @@ class Sample(ABC):
         """The sample of the transposed weight."""
 
     @abstractmethod
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """The product of the input and the weight, with the bias added."""
+    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+        """What the map makes of the input and this weight, with the bias added."""
 
     @abstractmethod
-    def bias_noise(self, output: Tensor, samples: int) -> Tensor:
-        """The noise of the bias for an output with as many sample dimensions, mean excluded."""
+    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
+        """The noise of this bias, mean excluded, for an output with some sample dimensions."""
 
 
 class Draw(torch.Tensor):
     """A draw of a weight that meets inputs by the rule of its estimator.
 
-    ``F.linear``, its transposes and products from the right are computed by that rule. Every
-    other operation sees the ordinary :attr:`Sample.value` and returns ordinary tensors, so a
+    ``F.linear``, its transposes and products from the right, ``F.conv1d`` to ``F.conv3d``,
+    ``F.conv_transpose1d`` to ``F.conv_transpose3d``, ``F.embedding`` and torch's recurrent
+    networks (``torch.lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``) are computed by that rule.
+    Every other operation sees the ordinary :attr:`Sample.value` and returns ordinary tensors, so a
     draw is copied, pickled, stacked and printed as an ordinary tensor. The memory behind the
     tensor itself is never read; it holds nothing but NaN, lest any part of torch that bypasses
     ``__torch_function__`` go on with wrong numbers.
@@ -64,8 +68,8 @@ class Draw(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear:
-            return linear(*args, **kwargs)
+        if func in _RULES:
+            return _RULES[func](*args, **kwargs)
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -99,11 +103,28 @@ def plain(x: Any) -> Any:
     return x
 
 
+def wants_grad(x: Tensor) -> bool:
+    """Whether what is computed from ``x`` now has a gradient; if not, it is not to be kept."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
     """The mean of a bias, and what its noise comes from."""
     if isinstance(bias, Draw):
         return bias.sample.loc, bias.sample
     return bias, None
+
+
+def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a map makes of an input, a weight and a bias, each of which may be a draw."""
+    input = unsampled(plain(input))
+    if isinstance(weight, Draw):
+        return weight.sample.meet(map, input, bias)
+    mean, noise = split_bias(bias)
+    output = map(input, weight, mean)
+    if noise is None:
+        return output
+    return output + noise.bias_noise(map, input, output, len(noise.shape) - 1)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -130,14 +151,43 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.ones(5, 3), torch.ones(7, 1, 2, 3)).shape
         torch.Size([7, 5, 2])
     """
-    input = plain(input)
-    if isinstance(weight, Draw):
-        return weight.sample.linear(input, bias)
-    mean, sample = split_bias(bias)
-    output = plain_linear(input, weight, mean)
-    if sample is None:
-        return output
-    return output + sample.bias_noise(output, len(sample.shape) - 1)
+    return meet(LINEAR, input, weight, bias)
+
+
+def convolve(
+    function: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """One of torch's convolutions, whose weight and bias may be draws."""
+    return meet(Convolution.of(function, *args, **kwargs), input, weight, bias)
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``F.embedding``, whose weight may be a draw."""
+    if max_norm is not None:  # torch changes the weight itself
+        return F.embedding(
+            input, plain(weight), padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+        )
+    return meet(Lookup(padding_idx, scale_grad_by_freq, sparse), input, weight)
+
+
+def recurrent(function: Callable[..., Any], *args: Any) -> Any:
+    """One of torch's recurrent networks, whose weights may be draws."""
+    from ._recurrent import run  # which needs this module
+
+    return run(function, *args)
 
 
 def _is_transpose(x: Tensor, *dims: int, dim0: int = 0, dim1: int = 1) -> bool:
@@ -159,4 +209,10 @@ _TRANSPOSES = {
 _PRODUCTS = {
     *(getattr(torch.Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", "mm")),
     *(torch.matmul, torch.mm),
+}
+_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: linear,
+    F.embedding: embedding,
+    **{function: partial(convolve, function) for function in CONVOLUTIONS},
+    **{f: partial(recurrent, f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }

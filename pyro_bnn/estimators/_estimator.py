@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ._draw import Sample, draw, plain, split_bias
-from ._linear import plain_linear
+from ._maps import LinearMap
 
 
 class Estimator(ABC):
@@ -49,12 +49,14 @@ class SharedSample(Sample):
     def mT(self) -> Sample:
         return SharedSample(self.loc.mT)
 
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
+    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         mean, noise = split_bias(bias)
-        output = plain_linear(input, self.loc, mean)
-        return output if noise is None else output + noise.bias_noise(output, self.loc.dim() - 2)
+        output = map(input, self.loc, mean)
+        if noise is None:
+            return output
+        return output + noise.bias_noise(map, input, output, self.loc.dim() - map.weight_dim)
 
-    def bias_noise(self, output: Tensor, samples: int) -> Tensor:
+    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
         return output.new_zeros(())
 
 

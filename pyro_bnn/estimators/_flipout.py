@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from ..distributions import Radial
-from ._draw import Sample, draw, split_bias
+from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
-from ._linear import check_rows, collapse, plain_linear, row_bias
+from ._maps import LinearMap, Lookup, collapse
 
 
 class Flipout(Estimator):
@@ -25,8 +23,9 @@ class Flipout(Estimator):
     weight is used again, also transposed. Valid for noise that is symmetric in each entry:
     Normal and radial.
 
-    An example is an index of the first dimension of the input: all further dimensions (time,
-    say) share its weight. Where weights have sample dimensions, it is a row.
+    An example is an index of the first dimension of the input: all further dimensions (pixels,
+    time) share its weight, and the steps of recurrent layers do. Where weights have sample
+    dimensions, it is a row. Groups of channels have the same signs.
 
     References:
         Wen, Vicol, Ba, Tran and Grosse (2018), "Flipout: efficient pseudo-independent weight
@@ -34,30 +33,77 @@ class Flipout(Estimator):
     """
 
     def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
-        if isinstance(base, Radial):
-            standard = base.standard_noise(sample_shape)
-            noise = base.scale * standard
-            make_value = lambda: base.from_noise(standard)
-        elif isinstance(base, Normal):
-            loc = base.loc
-            shape = sample_shape + loc.shape
-            noise = base.scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-            make_value = lambda: base.loc + noise
-        else:
+        if not isinstance(base, (Normal, Radial)):
             raise TypeError(
                 "flipout needs a posterior with symmetric noise, Normal or Radial, not "
                 f"{type(base).__name__}: use the estimator `Shared()` with it"
             )
-        return draw(FlipoutSample(collapse(base.loc, event_dim), noise, make_value, Signs()))
+        return draw(FlipoutSample(Noise(base, sample_shape), collapse(base.loc, event_dim)))
+
+
+class Noise:
+    """The noise of one sample, drawn when it is first asked for, where it is asked for."""
+
+    def __init__(self, base: Normal | Radial, sample_shape: torch.Size) -> None:
+        self.shape = sample_shape + base.loc.shape
+        self._base = base
+        self._sample_shape = sample_shape
+        self._standard: Tensor | None = None
+        self._noise: Tensor | None = None
+        self._rows: Tensor | None = None
+        self._position: Tensor | None = None
+
+    @property
+    def noise(self) -> Tensor:
+        if self._noise is None or self._noise.requires_grad < wants_grad(self._base.scale):
+            self._noise = self._base.scale * self.standard
+        return self._noise
+
+    @property
+    def value(self) -> Tensor:
+        if isinstance(self._base, Radial):
+            return self._base.from_noise(self.standard)
+        return self._base.loc + self.noise
+
+    @property
+    def standard(self) -> Tensor:
+        if self._standard is None:
+            if isinstance(self._base, Radial):
+                self._standard = self._base.standard_noise(self._sample_shape)
+            else:
+                self._standard = self._randn(self.shape)
+                if self._rows is not None and self._position is not None:
+                    drawn = self._position >= 0
+                    self._standard[drawn] = self._rows[self._position[drawn]]
+        return self._standard
+
+    def look_up(self, map: Lookup, index: Tensor) -> Tensor:
+        """The noise of the rows at an index; no other row is drawn."""
+        whole = self._standard is not None or isinstance(self._base, Radial)
+        # What a compiler traces has no shapes that depend on values.
+        if whole or len(self.shape) > 2 or torch.compiler.is_compiling():
+            return map(index, self.noise)
+        if self._rows is None or self._position is None:
+            self._rows = self._randn((0, self.shape[1]))
+            self._position = index.new_full(self.shape[:1], -1)
+        new = index.unique()
+        new = new[self._position[new] < 0]
+        self._position[new] = len(self._rows) + torch.arange(len(new), device=index.device)
+        self._rows = torch.cat([self._rows, self._randn((len(new), self.shape[1]))])
+        return map(index, self._base.scale) * self._rows[self._position[index]]
+
+    def _randn(self, shape: tuple[int, ...]) -> Tensor:
+        loc = self._base.loc
+        return torch.randn(shape, dtype=loc.dtype, device=loc.device)
 
 
 class Signs:
     """Random signs of the channels of a weight, drawn once for each number of examples."""
 
     def __init__(self) -> None:
-        self.drawn: dict[tuple[int, str], Tensor] = {}
+        self.drawn: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, num_examples: int, side: str, size: int, like: Tensor) -> Tensor:
+    def __call__(self, num_examples: int, side: int, size: int, like: Tensor) -> Tensor:
         key = (num_examples, side)
         if key not in self.drawn:
             bits = torch.randint(2, (num_examples, size), dtype=like.dtype, device=like.device)
@@ -68,59 +114,71 @@ class Signs:
 class FlipoutSample(Sample):
     def __init__(
         self,
+        noise: Noise,
         loc: Tensor,
-        noise: Tensor,
-        make_value: Callable[[], Tensor],
-        signs: Signs,
-        sides: tuple[str, str] = ("out", "in"),
+        signs: Signs | None = None,
+        transposed: bool = False,
     ) -> None:
         self.loc = loc
-        self.noise = noise
-        self.shape = noise.shape
-        self.signs = signs
-        self._make_value = make_value
-        self._value: Tensor | None = None
-        self._sides = sides
+        self.signs = signs or Signs()
+        self._noise = noise
+        self._transposed = transposed
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        shape = self._noise.shape
+        return shape[:-2] + shape[-2:][::-1] if self._transposed else shape
+
+    @property
+    def noise(self) -> Tensor:
+        noise = self._noise.noise
+        return noise.mT if self._transposed else noise
 
     @property
     def value(self) -> Tensor:
-        if self._value is None:
-            self._value = self._make_value()
-        return self._value
+        value = self._noise.value
+        return value.mT if self._transposed else value
 
     @property
     def mT(self) -> Sample:
-        sides = self._sides[::-1]
-        return FlipoutSample(self.loc.mT, self.noise.mT, lambda: self.value.mT, self.signs, sides)
+        return FlipoutSample(self._noise, self.loc.mT, self.signs, not self._transposed)
 
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        samples = len(self.shape) - 2
-        if samples:
-            check_rows(input)
+    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+        samples = len(self.shape) - map.weight_dim
+        num_examples, axis = map.examples(input, samples)
         mean, sample = split_bias(bias)
-        output = plain_linear(input, self.loc, mean)
+        output = map(input, self.loc, mean)
+        side_out, side_in = (side ^ self._transposed for side in map.sides)
         fused = None
-        if isinstance(sample, FlipoutSample) and self._sides[0] == "out":
-            if not sample.signs.drawn:
+        if isinstance(sample, FlipoutSample) and side_out == 0:
+            if not sample.signs.drawn and sample.shape[-1] == self.shape[-map.weight_dim]:
                 sample.signs = self.signs  # its noise meets the signs of the weight
             if sample.signs is self.signs:
                 fused = sample.noise
-        r = self._signs_of(self._sides[1], input, samples)
-        noise = plain_linear(input * r, self.noise, fused)
-        output = output + noise * self._signs_of(self._sides[0], noise, samples)
+
+        if isinstance(map, Lookup) and not self._transposed:
+            noise = self._look_up(map, input, num_examples)
+        else:
+            size = self.shape[-map.weight_dim :][map.sides[1]]
+            r = self.signs(num_examples, side_in, size, self.loc)
+            noise = map(input * map.align_signs(r, input, axis), self.noise, fused)
+        size = self.shape[-map.weight_dim :][map.sides[0]]
+        s = self.signs(num_examples, side_out, size, self.loc)
+        output = output + noise * map.align_signs(s, noise, axis)
         if sample is not None and fused is None:
-            output = output + sample.bias_noise(output, samples)
+            output = output + sample.bias_noise(map, input, output, samples)
         return output
 
-    def bias_noise(self, output: Tensor, samples: int) -> Tensor:
-        signs = self._signs_of("out", output, samples)
-        return row_bias(self.noise) * signs
+    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
+        num_examples, axis = map.examples(input, samples)
+        signs = self.signs(num_examples, 0, self.shape[-1], self.loc)
+        return map.align_bias(self.noise) * map.align_signs(signs, output, axis)
 
-    def _signs_of(self, side: str, x: Tensor, samples: int) -> Tensor:
-        """Signs that broadcast with ``x``, whose last dimension they multiply."""
-        size = x.shape[-1]
-        if x.dim() == 1:
-            return self.signs(1, side, size, x)[0]
-        axis = x.dim() - 2 if samples else 0
-        signs = self.signs(x.shape[axis], side, size, x)
-        return signs.view(-1, *(1,) * (x.dim() - 2 - axis), size)
+    def _look_up(self, map: Lookup, index: Tensor, num_examples: int) -> Tensor:
+        noise = self._noise.look_up(map, index)
+        # Signs of the columns are enough to decorrelate examples, so those of the many rows are
+        # all 1, unless the weight has met an input that is not an index.
+        signs = self.signs.drawn.setdefault((num_examples, 0), self.loc.new_ones(1, 1))
+        if len(signs) == 1 and signs.shape[1] == 1:
+            return noise
+        return noise * signs.gather(1, index.reshape(num_examples, -1)).view(*index.shape, 1)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from ._draw import Sample, draw, split_bias
+from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
-from ._linear import collapse, leading_shape, plain_linear, row_bias
+from ._maps import LinearMap, collapse
 
 
 class LocalReparameterization(Estimator):
@@ -20,10 +20,13 @@ class LocalReparameterization(Estimator):
     which is the exact distribution of the output of example :math:`n` under its own weight. A
     second use of the weight in a forward pass is drawn from its distribution given the first,
     with covariance :math:`\sum_i \sigma_{oi}^2 x_{ni} x'_{ni}`: each row still sees one weight.
-    Rows are taken as independent: where a further dimension of the input (time, say) belongs to
-    the same example, its outputs are drawn independently given the input, an approximation.
+    Convolutions follow the same formula, with the convolution in place of the product.
 
-    The weight itself is sampled only if something other than a linear map asks for it.
+    Outputs are drawn independently given the input, an approximation where several of them belong
+    to the same example: at the pixels of an image, at the steps of a sequence (in a recurrent
+    layer, too, each step has noise of its own), at repeated indices of an embedding.
+
+    The weight itself is sampled only if something other than these asks for it.
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local
@@ -46,30 +49,36 @@ class LRTSample(Sample):
         self, loc: Tensor, scale: Tensor, shape: torch.Size, transpose: LRTSample | None = None
     ) -> None:
         self.loc = loc
-        self.variance = scale.square()
+        self.scale = scale
         self.shape = shape
-        self._scale = scale
-        self._value: Tensor | None = None
+        self._variance: Tensor | None = None
+        self._noise: Tensor | None = None
         self._uses: list[_Use] = []
         self._bias_noise: dict[torch.Size, Tensor] = {}
         self._transpose = transpose
 
     @property
+    def variance(self) -> Tensor:
+        if self._variance is None or self._variance.requires_grad < wants_grad(self.scale):
+            self._variance = self.scale.square()
+        return self._variance
+
+    @property
     def value(self) -> Tensor:
-        if self._value is None:
-            noise = torch.randn(self.shape, dtype=self.loc.dtype, device=self.loc.device)
-            self._value = torch.addcmul(self.loc, self._scale, noise)
-        return self._value
+        if self._noise is None:
+            self._noise = torch.randn(self.shape, dtype=self.loc.dtype, device=self.loc.device)
+        return torch.addcmul(self.loc, self.scale, self._noise)
 
     @property
     def mT(self) -> Sample:
         if self._transpose is None:
             shape = self.shape[:-2] + self.shape[-2:][::-1]
-            self._transpose = LRTSample(self.loc.mT, self._scale.mT, shape, self)
+            self._transpose = LRTSample(self.loc.mT, self.scale.mT, shape, self)
         return self._transpose
 
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        if self._transpose is not None and self._transpose._uses:
+    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+        transposed = () if self._transpose is None else self._transpose._uses
+        if transposed or any(use.map.sides != map.sides for use in self._uses):
             raise ValueError(
                 "a weight drawn by local reparameterization meets inputs both as it is and "
                 "transposed, for which output noise cannot stand: choose flipout or a shared "
@@ -77,18 +86,22 @@ class LRTSample(Sample):
             )
         mean, sample = split_bias(bias)
         fused = sample if isinstance(sample, LRTSample) else None
-        output = plain_linear(input, self.loc, mean)
-        use = _Use(self, input, fused, [u for u in self._uses if u.fits(input)])
-        self._uses.append(use)
+        output = map(input, self.loc, mean)
+        before = [use for use in self._uses if use.fits(map, input)] if map.remembers else []
+        use = _Use(map, self, input, fused, before)
+        if map.remembers:
+            self._uses.append(use)
         output = output + use.noise()
         if sample is not None and fused is None:
-            output = output + sample.bias_noise(output, len(self.shape) - 2)
+            samples = len(self.shape) - map.weight_dim
+            output = output + sample.bias_noise(map, input, output, samples)
         return output
 
-    def bias_noise(self, output: Tensor, samples: int) -> Tensor:
-        if output.shape not in self._bias_noise:
-            self._bias_noise[output.shape] = torch.randn_like(output)
-        return row_bias(self._scale) * self._bias_noise[output.shape]
+    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
+        noise = self._bias_noise.get(output.shape)
+        if noise is None or not map.remembers:
+            noise = self._bias_noise[output.shape] = torch.randn_like(output)
+        return map.align_bias(self.scale) * noise
 
 
 class _Use:
@@ -100,35 +113,45 @@ class _Use:
     """
 
     def __init__(
-        self, weight: LRTSample, input: Tensor, bias: LRTSample | None, before: list[_Use]
+        self,
+        map: LinearMap,
+        weight: LRTSample,
+        input: Tensor,
+        bias: LRTSample | None,
+        before: list[_Use],
     ) -> None:
+        self.map = map
         self.input = input
         self.bias = bias
-        self.random: Tensor
-        self.scale: Tensor
         self.before = before
-        bias_variance = None if bias is None else bias.variance
         self.factors: list[Tensor] = []
-        variance = plain_linear(input.square(), weight.variance, bias_variance)
+        variance = map.covariance(input, input, weight, bias)
         rest = variance
         for use in before:
-            shared = bias_variance if use.bias is bias else None
-            covariance = plain_linear(input * use.input, weight.variance, shared)
+            covariance = map.covariance(
+                input, use.input, weight, bias if use.bias is bias else None
+            )
             for factor, other in zip(self.factors, use.factors, strict=False):
                 covariance = covariance - factor * other
             factor = torch.where(use.random, covariance / use.scale.where(use.random, 1), 0)
             self.factors.append(factor)
             rest = rest - factor.square()
         if before:  # what is left of the same input is rounding error, with a huge gradient
-            resolution = 8 * torch.finfo(variance.dtype).eps * input.shape[-1] ** 0.5
+            shape = weight.shape[-map.weight_dim :]
+            num_terms = shape.numel() // shape[map.sides[0]]
+            resolution = 8 * torch.finfo(variance.dtype).eps * num_terms**0.5
             rest = torch.where(rest > resolution * variance, rest, 0)
-        self.random = rest > 0
         self.scale = _sqrt(rest)
-        lead = leading_shape(input, weight.shape[:-2])
-        self.epsilon = torch.randn(lead + rest.shape[-1:], dtype=rest.dtype, device=rest.device)
+        rows = map.rows(input, weight.shape[: -map.weight_dim])
+        shape = rows + rest.shape[rest.dim() - 1 - map.space :]
+        self.epsilon = torch.randn(shape, dtype=rest.dtype, device=rest.device)
 
-    def fits(self, input: Tensor) -> bool:
-        return self.input.shape == input.shape
+    @property
+    def random(self) -> Tensor:
+        return self.scale > torch.finfo(self.scale.dtype).tiny ** 0.5
+
+    def fits(self, map: LinearMap, input: Tensor) -> bool:
+        return self.map == map and self.input.shape == input.shape
 
     def noise(self) -> Tensor:
         noise = self.scale * self.epsilon

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from pyro.nn import PyroModule, PyroSample
+from torch import Tensor
 from torch.distributions import Distribution
 
+from ..estimators._draw import draw
+from ..estimators._estimator import SharedSample
 from ..priors import Normal
 from ._prior import Prior, Rule
 
@@ -15,28 +19,70 @@ DEFAULT_BIAS_PRIOR = Normal(0.0, 1.0)
 
 
 class BayesianLayer:
-    """Mixin that turns the parameters of a torch layer into random variables with priors."""
+    """Mixin that turns the parameters of a torch layer into random variables with priors.
+
+    Layers take the arguments of torch's layer that they inherit from and, by keyword, ``prior``
+    and ``bias_prior``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        prior: Distribution | Rule | None = None,
+        bias_prior: Distribution | Rule | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._sample_parameters(prior, bias_prior)
+
+    def __init_subclass__(cls, without: tuple[str, ...] = ()) -> None:
+        """Shows the arguments of torch's layer, and the priors, as those of the class."""
+        super().__init_subclass__()
+        inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
+        parameters = {}
+        for init in inits:
+            own = inspect.signature(init).parameters
+            parameters = {**own, **parameters}
+            if "kwargs" not in own:
+                break
+        left_out = {"self", "args", "kwargs", "mode", "_weight", "_freeze", *without}
+        shown = [p for name, p in parameters.items() if name not in left_out]
+        shown.sort(key=lambda p: p.kind)
+        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
 
     def _sample_parameters(
-        self: Any,
-        prior: Distribution | Rule | None,
-        bias_prior: Distribution | Rule | None,
+        self: Any, prior: Distribution | Rule | None, bias_prior: Distribution | Rule | None
     ) -> None:
         """Replaces each parameter by a site, and adds its prior as ``<name>_prior``."""
-        weight = next(p for name, p in self.named_parameters(recurse=False) if "bias" not in name)
-        fan_in = weight.shape[1:].numel()
-        if bias_prior is not None and all("bias" not in n for n, _ in self.named_parameters()):
+        parameters = dict(self.named_parameters(recurse=False))
+        if bias_prior is not None and all("bias" not in name for name in parameters):
             raise ValueError(
                 f"`bias_prior` (={bias_prior!r}) is given to a layer with `bias=False`: drop one"
             )
-        for name, parameter in list(self.named_parameters(recurse=False)):
+        made = {}
+        for name, parameter in parameters.items():
             is_bias = "bias" in name
             rule = bias_prior if is_bias else prior
             if rule is None:
                 rule = DEFAULT_BIAS_PRIOR if is_bias else DEFAULT_PRIOR
-            made = Prior(rule, parameter, fan_in, "bias_prior" if is_bias else "prior")
-            setattr(self, name + "_prior", made)
+            weight = parameters[name.replace("bias", "weight")]
+            argument = "bias_prior" if is_bias else "prior"
+            made[name] = Prior(rule, parameter, self._fan_in(weight), argument)
+        for name in parameters:
+            setattr(self, name + "_prior", made[name])
             setattr(self, name, PyroSample(SitePrior(name + "_prior")))
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # type: ignore[misc]
+        if type(value) is Tensor and name in self.__dict__.get("_pyro_samples", ()):  # noqa: SIM102
+            # Torch's functions take sample dimensions of a draw only.
+            if value.dim() > len(getattr(self, name + "_prior").shape):
+                return draw(SharedSample(value))
+        return value
+
+    def _fan_in(self, weight: Tensor) -> int:
+        """The number of inputs that an output sums over."""
+        return weight.shape[1:].numel()
 
 
 class SitePrior:

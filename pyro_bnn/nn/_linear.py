@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ..estimators import linear
 from ._layer import BayesianLayer
-from ._prior import Rule
 
 
 class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):  # type: ignore[type-arg]
@@ -41,20 +38,6 @@ class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):  # type: ignore[type
         >>> layer(torch.ones(5, 3)).shape
         torch.Size([5, 2])
     """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        prior: Distribution | Rule | None = None,
-        bias_prior: Distribution | Rule | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)  # type: ignore[call-arg, arg-type]
-        self._sample_parameters(prior, bias_prior)
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)

@@ -44,7 +44,7 @@ class Prior(PyroModule):
                 f"`{name}` (={prior!r}) must be a distribution, or a rule such as "
                 "`pyro_bnn.priors.Normal(0, 1)`"
             )
-        self._shape = weight.shape
+        self.shape = weight.shape
         _check_shape(made, weight.shape, name)
         self._template = copy.deepcopy(made)
         self._paths: dict[str, list[Path]] = {}
@@ -80,8 +80,8 @@ class Prior(PyroModule):
 
     def _expanded(self, prior: Distribution) -> dist.TorchDistribution:
         event_dim = len(prior.event_shape)
-        prior = prior.expand(self._shape[: len(self._shape) - event_dim])
-        return dist.Independent(prior, len(self._shape) - event_dim)
+        prior = prior.expand(self.shape[: len(self.shape) - event_dim])
+        return dist.Independent(prior, len(self.shape) - event_dim)
 
     def _bind(self) -> None:
         """Points the distribution at the buffers; again whenever these are other tensors."""

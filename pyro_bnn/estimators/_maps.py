@@ -1,0 +1,279 @@
+"""Maps that are linear in their input and in their weight, as torch computes them.
+
+An estimator's rule is written once, in terms of these. Input, weight and output of a map are
+ordinary tensors; weights and biases may have sample dimensions in front.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._sampled import REMEDY, sampled
+
+
+class LinearMap(ABC):
+    """A map that is linear in its input and in its weight.
+
+    Attributes:
+        weight_dim: number of dimensions of one weight.
+        sides: the dimensions of the weight that its output and its input channels belong to.
+        space: number of dimensions behind the channels of input and output.
+        remembers: whether noise of an output depends on what the weight was used for before.
+    """
+
+    weight_dim: int
+    sides: tuple[int, int] = (0, 1)
+    space: int = 0
+    remembers: bool = True
+
+    @abstractmethod
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The output, with the sample dimensions of weight and bias in front."""
+
+    @abstractmethod
+    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
+        """The shape of the output in front of its channels."""
+
+    @abstractmethod
+    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
+        """How many examples an input has, and their axis in the output (None for one alone)."""
+
+    def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
+        """Of the outputs for two inputs, by weights and biases with a ``variance``."""
+        return self(input * other, weight.variance, None if bias is None else bias.variance)
+
+    def align_bias(self, bias: Tensor) -> Tensor:
+        """A bias, of the shape that it is added to an output in."""
+        bias = bias.unsqueeze(-2) if bias.dim() == 2 else bias
+        return bias.reshape(*bias.shape, *(1,) * self.space)
+
+    def align_signs(self, signs: Tensor, x: Tensor, axis: int | None) -> Tensor:
+        """Signs of shape ``(examples, channels)``, of the shape that multiplies ``x``."""
+        size = x.shape[x.dim() - 1 - self.space]
+        if signs.shape[-1] != size:  # groups of channels share a dimension of the weight
+            signs = signs.repeat(1, size // signs.shape[-1])
+        if axis is None:
+            return signs.view(size, *(1,) * self.space)
+        between = -axis - self.space - 2
+        return signs.view(-1, *(1,) * between, size, *(1,) * self.space)
+
+
+@dataclass(frozen=True)
+class Linear(LinearMap):
+    """``F.linear``."""
+
+    weight_dim = 2
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if input.shape[-1] != weight.shape[-1]:
+            hint = "" if weight.dim() == 2 else f". {REMEDY}"
+            raise ValueError(
+                f"`input` must have {weight.shape[-1]} features in its last dimension, as the "
+                f"weight of shape {tuple(weight.shape)} does, not {input.shape[-1]} (shape "
+                f"{tuple(input.shape)}){hint}"
+            )
+        if weight.dim() == 2 and (bias is None or bias.dim() == 1):
+            return F.linear(input, weight, bias)
+        _check_rows(input, 1)
+        if weight.dim() == 2:
+            output = F.linear(input, weight)
+        elif weight.dim() > 3 and weight.shape[-3] > 1:  # another weight for each row
+            output = (weight @ input.unsqueeze(-1)).squeeze(-1)
+        else:
+            if weight.dim() > 3:
+                weight = weight.squeeze(-3)
+            output = input @ weight.mT
+        return output if bias is None else output + self.align_bias(bias)
+
+    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
+        return _rows(input, 1, samples)
+
+    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
+        if samples:
+            _check_rows(input, 1)
+        if input.dim() == 1:
+            return 1, None
+        axis = -2 if samples else -input.dim()
+        return input.shape[axis], axis
+
+
+@dataclass(frozen=True, eq=False)
+class Steps(Linear):
+    """``F.linear`` in a recurrent layer: rows of several time steps, each of some example.
+
+    Attributes:
+        size: number of examples.
+        index: the example of each row; if None, the rows are those of the first examples.
+    """
+
+    size: int
+    index: Tensor | None = None
+    remembers = False
+
+    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
+        return self.size, -2
+
+    def align_signs(self, signs: Tensor, x: Tensor, axis: int | None) -> Tensor:
+        return signs[: x.shape[-2]] if self.index is None else signs[self.index]
+
+
+@dataclass(frozen=True)
+class Convolution(LinearMap):
+    """One of ``F.conv1d`` to ``F.conv3d`` and ``F.conv_transpose1d`` to ``F.conv_transpose3d``.
+
+    Attributes:
+        function: that function.
+        options: its further arguments: stride, padding and so on.
+    """
+
+    function: Callable[..., Tensor]
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Convolution:
+        options = dict(zip(_CONVOLUTIONS[function][2], args, strict=False)) | kwargs
+        return cls(function, tuple(options.items()))
+
+    @property
+    def space(self) -> int:  # type: ignore[override]
+        return _CONVOLUTIONS[self.function][0]
+
+    @property
+    def weight_dim(self) -> int:  # type: ignore[override]
+        return self.space + 2
+
+    @property
+    def sides(self) -> tuple[int, int]:  # type: ignore[override]
+        return _CONVOLUTIONS[self.function][1]
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        one_weight = weight.dim() == self.weight_dim and (bias is None or bias.dim() == 1)
+        if one_weight and input.dim() <= self.weight_dim:
+            return self.function(input, weight, bias, **dict(self.options))
+        _check_rows(input, 1 + self.space)
+        convolve = lambda x, w: self.function(x, w, **dict(self.options))
+        output = _over_samples(convolve, input, weight, self.space + 2, self.weight_dim)
+        return sampled(output if bias is None else output + self.align_bias(bias))
+
+    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
+        return _rows(input, 1 + self.space, samples)
+
+    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
+        if samples:
+            _check_rows(input, 1 + self.space)
+        if input.dim() == 1 + self.space:
+            return 1, None
+        axis = -2 - self.space
+        return input.shape[axis], axis
+
+
+@dataclass(frozen=True)
+class Lookup(LinearMap):
+    """``F.embedding``: the product of rows that are one at an index, and zero elsewhere.
+
+    Attributes:
+        padding_idx, scale_grad_by_freq, sparse: of ``F.embedding``; they affect gradients.
+    """
+
+    padding_idx: int | None = None
+    scale_grad_by_freq: bool = False
+    sparse: bool = False
+    weight_dim = 2
+    sides = (1, 0)
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.dim() == self.weight_dim:
+            return self._look_up(input, weight)
+        return sampled(_over_samples(self._look_up, input, weight, input.dim(), self.weight_dim))
+
+    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
+        return (samples[:-1] if len(samples) > 1 else samples) + input.shape
+
+    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
+        return (input.shape[0], -1 - input.dim()) if input.dim() else (1, None)
+
+    def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
+        variance = self(input, weight.scale).square()
+        if input is other:
+            return variance
+        return torch.where((input == other).unsqueeze(-1), variance, 0)
+
+    def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
+        options = (self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
+        return F.embedding(input, weight, *options)
+
+
+LINEAR = Linear()
+_CONVOLVE = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+# Number of dimensions in space, dimensions of the weight for (output, input), options in order.
+_CONVOLUTIONS: dict[Callable[..., Tensor], tuple[int, tuple[int, int], tuple[str, ...]]] = {
+    F.conv1d: (1, (0, 1), _CONVOLVE),
+    F.conv2d: (2, (0, 1), _CONVOLVE),
+    F.conv3d: (3, (0, 1), _CONVOLVE),
+    F.conv_transpose1d: (1, (1, 0), _TRANSPOSED),
+    F.conv_transpose2d: (2, (1, 0), _TRANSPOSED),
+    F.conv_transpose3d: (3, (1, 0), _TRANSPOSED),
+}
+CONVOLUTIONS = tuple(_CONVOLUTIONS)
+
+
+def collapse(parameter: Tensor, event_dim: int) -> Tensor:
+    """``parameter`` without the leading dimensions along which it only repeats."""
+    while parameter.dim() > event_dim and (parameter.shape[0] == 1 or parameter.stride(0) == 0):
+        parameter = parameter[0]
+    return parameter
+
+
+def _check_rows(input: Tensor, event_dim: int) -> None:
+    if input.dim() <= event_dim:
+        raise ValueError(
+            f"`input` (shape {tuple(input.shape)}) must have a dimension for rows where weights "
+            "have sample dimensions: use `input.unsqueeze(0)`"
+        )
+
+
+def _rows(input: Tensor, event_dim: int, samples: torch.Size) -> torch.Size:
+    rows = input.shape[: input.dim() - event_dim]
+    if not samples:
+        return rows
+    _check_rows(input, event_dim)
+    if len(samples) == 1:
+        return torch.broadcast_shapes(rows[:-1], samples) + rows[-1:]
+    return torch.broadcast_shapes(rows, samples)
+
+
+def _over_samples(
+    f: Callable[[Tensor, Tensor], Tensor], input: Tensor, weight: Tensor, num_in: int, num_w: int
+) -> Tensor:
+    """``f`` for each index of the dimensions in front of the last ``num_in`` and ``num_w``."""
+    if weight.dim() > num_w + 1:  # the last sample dimension counts rows
+        if weight.shape[-num_w - 1] == 1:
+            weight = weight.squeeze(-num_w - 1)
+        else:
+            num_in -= 1
+    depth = max(input.dim() - num_in, weight.dim() - num_w)
+
+    def nested(input: Tensor, weight: Tensor, depth: int) -> Tensor:
+        if depth == 0:
+            return f(input, weight)
+        tensors, dims = [], []
+        for x, num in ((input, num_in), (weight, num_w)):
+            repeats = x.dim() - num < depth
+            if not repeats and x.shape[0] == 1:
+                x, repeats = x[0], True
+            tensors.append(x)
+            dims.append(None if repeats else 0)
+        if dims == [None, None]:
+            return nested(*tensors, depth - 1).unsqueeze(0)
+        one = lambda *pair: nested(*pair, depth - 1)
+        return torch.vmap(one, in_dims=tuple(dims), randomness="error")(*tensors)
+
+    return nested(input, weight, depth)

@@ -1,0 +1,67 @@
+"""Outputs with sample dimensions, which not every module of torch can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+REMEDY = (
+    "Modules that cannot take sample dimensions, as pooling, need one run for each sample: predict "
+    "by `pyro_bnn.infer.Predictive`, train without `vectorize_particles`"
+)
+_MIN_DIM = 4  # modules that count the dimensions of their input ask for three or more
+
+
+class Sampled(Tensor):
+    """An image or sequence with sample dimensions; says so where a function cannot take them.
+
+    Results are ordinary tensors once they have few dimensions.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if any(t is not cls for t in types):
+            return NotImplemented  # a draw knows better
+        call = _pad if func is F.pad else func
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                result = call(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            shapes = [tuple(x.shape) for x in args if isinstance(x, Sampled)]
+            raise ValueError(
+                f"`{getattr(func, '__name__', func)}` failed on inputs of shape {shapes}, whose "
+                f"first dimensions are samples of the weights ({error}). {REMEDY}"
+            ) from error
+        keeps = func in _RESHAPES or (isinstance(result, Tensor) and result.dim() >= _MIN_DIM)
+        return sampled(result) if keeps and type(result) is Tensor else result
+
+
+def sampled(x: Tensor) -> Tensor:
+    """``x``, marked as having sample dimensions if some function might stumble over them."""
+    return x.as_subclass(Sampled) if x.is_floating_point() else x
+
+
+def unsampled(x: Tensor) -> Tensor:
+    """``x`` as an ordinary tensor."""
+    return x.as_subclass(Tensor) if isinstance(x, Sampled) else x
+
+
+def _pad(
+    input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    """``F.pad``, which reflects and repeats only what has no sample dimensions."""
+    rows = input.shape[: input.dim() - len(pad) // 2 - 1]
+    return F.pad(input.flatten(0, len(rows) - 1), pad, mode, value).unflatten(0, rows)
+
+
+_RESHAPES = {torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view}

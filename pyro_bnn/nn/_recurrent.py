@@ -1,0 +1,92 @@
+"""The Bayesian recurrent layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.nn import PyroModule
+from torch import nn
+
+from ._layer import BayesianLayer
+
+
+class _Recurrent:
+    """Leaves out what torch does to keep parameters in one piece of memory; these are no such."""
+
+    def flatten_parameters(self) -> None:
+        pass
+
+    def _init_flat_weights(self: Any) -> None:
+        self._flat_weight_refs = []
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+
+class BayesianLSTM(
+    _Recurrent,
+    BayesianLayer,
+    PyroModule[nn.LSTM],  # type: ignore[type-arg]
+):
+    r"""``torch.nn.LSTM`` with random weights, drawn once for a sequence.
+
+    .. math:: i, f, g, o = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}, \quad
+              c_t = \varsigma(f) c_{t-1} + \varsigma(i) \tanh g, \quad
+              h_t = \varsigma(o) \tanh c_t
+
+    with :math:`\varsigma` the logistic function. In a Pyro model, each of ``weight_ih_l0``,
+    ``weight_hh_l0``, ``bias_ih_l0`` and so on is one sample site, with one divergence. Shared draws
+    go to torch's fused kernels. Under flipout an example has the same weight at all steps. Under
+    local reparameterization each step has noise of its own, which is an approximation. These two
+    project the inputs of all steps in one product.
+
+    Args:
+        input_size: number of features of an input at one step.
+        hidden_size: number of features of the hidden state.
+        num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype: of
+            ``nn.LSTM``.
+        prior: prior of the weights: a distribution that broadcasts to the shape of each, or a rule
+            from :mod:`pyro_bnn.priors`; see :doc:`/defaults` for the default.
+        bias_prior: likewise for the biases.
+
+    Returns:
+        From a call with ``(input, states)``, as from ``nn.LSTM``: the outputs, and ``(h, c)``.
+
+    Raises:
+        TypeError: if a prior is neither a distribution nor a rule.
+        ValueError: if a prior does not broadcast to its weight, if ``bias_prior`` is given with
+            ``bias=False``, and what ``nn.LSTM`` raises; in the forward pass, if weights have sample
+            dimensions.
+
+    References:
+        Fortunato, Blundell and Vinyals (2017), "Bayesian recurrent neural networks",
+        arXiv:1704.02798.
+
+    Example:
+        >>> layer = BayesianLSTM(3, 8, batch_first=True)
+        >>> outputs, (h, c) = layer(torch.ones(5, 20, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([5, 20, 8]), torch.Size([1, 5, 8]))
+    """
+
+
+class BayesianGRU(
+    _Recurrent,
+    BayesianLayer,
+    PyroModule[nn.GRU],  # type: ignore[type-arg]
+    without=("proj_size",),
+):
+    r"""``torch.nn.GRU`` with random weights, drawn once for a sequence.
+
+    .. math:: r, z = \varsigma(W_{i} x_t + b_{i} + W_{h} h_{t-1} + b_{h}), \quad
+              n = \tanh(W_{in} x_t + b_{in} + r (W_{hn} h_{t-1} + b_{hn})), \quad
+              h_t = n + z (h_{t-1} - n)
+
+    Arguments (but for ``proj_size``), sites, estimators and errors are those of
+    :class:`BayesianLSTM`.
+
+    Example:
+        >>> outputs, h = BayesianGRU(3, 8)(torch.ones(20, 5, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([20, 5, 8]), torch.Size([1, 5, 8]))
+    """
