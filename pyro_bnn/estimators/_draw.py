@@ -210,9 +210,10 @@ _PRODUCTS = {
     *(getattr(torch.Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", "mm")),
     *(torch.matmul, torch.mm),
 }
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     F.embedding: embedding,
     **{function: partial(convolve, function) for function in CONVOLUTIONS},
-    **{f: partial(recurrent, f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
+    **{function: partial(recurrent, function) for function in RECURRENT},
 }

@@ -124,6 +124,7 @@ class _Use:
         self.input = input
         self.bias = bias
         self.before = before
+        self.scale: Tensor
         self.factors: list[Tensor] = []
         variance = map.covariance(input, input, weight, bias)
         rest = variance

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -261,19 +262,20 @@ def _over_samples(
             num_in -= 1
     depth = max(input.dim() - num_in, weight.dim() - num_w)
 
-    def nested(input: Tensor, weight: Tensor, depth: int) -> Tensor:
+    def nested(depth: int, input: Tensor, weight: Tensor) -> Tensor:
         if depth == 0:
             return f(input, weight)
-        tensors, dims = [], []
+        tensors: list[Tensor] = []
+        dims: list[int | None] = []
         for x, num in ((input, num_in), (weight, num_w)):
             repeats = x.dim() - num < depth
             if not repeats and x.shape[0] == 1:
                 x, repeats = x[0], True
             tensors.append(x)
             dims.append(None if repeats else 0)
+        one = partial(nested, depth - 1)
         if dims == [None, None]:
-            return nested(*tensors, depth - 1).unsqueeze(0)
-        one = lambda *pair: nested(*pair, depth - 1)
-        return torch.vmap(one, in_dims=tuple(dims), randomness="error")(*tensors)
+            return one(*tensors).unsqueeze(0)
+        return torch.vmap(one, in_dims=tuple(dims))(*tensors)
 
-    return nested(input, weight, depth)
+    return nested(depth, input, weight)

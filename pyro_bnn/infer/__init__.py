@@ -1,5 +1,6 @@
 """Inference."""
 
+from ._predictive import Predictive
 from ._trace_kl_elbo import TraceKL_ELBO
 
-__all__ = ["TraceKL_ELBO"]
+__all__ = ["Predictive", "TraceKL_ELBO"]

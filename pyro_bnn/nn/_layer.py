@@ -39,7 +39,7 @@ class BayesianLayer:
         """Shows the arguments of torch's layer, and the priors, as those of the class."""
         super().__init_subclass__()
         inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-        parameters = {}
+        parameters: dict[str, inspect.Parameter] = {}
         for init in inits:
             own = inspect.signature(init).parameters
             parameters = {**own, **parameters}

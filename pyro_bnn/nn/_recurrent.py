@@ -11,16 +11,22 @@ from ._layer import BayesianLayer
 
 
 class _Recurrent:
-    """Leaves out what torch does to keep parameters in one piece of memory; these are no such."""
+    """Leaves out what torch does to keep parameters in one piece of memory.
 
-    def flatten_parameters(self) -> None:
-        pass
+    It would read the weights, and so sample them, outside of a forward pass.
+    """
 
-    def _init_flat_weights(self: Any) -> None:
-        self._flat_weight_refs = []
+    def __setattr__(self, name: str, value: Any) -> None:
+        super(nn.RNNBase, self).__setattr__(name, value)  # type: ignore[misc]
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs: list[Any] = []
 
     def _update_flat_weights(self) -> None:
         pass
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: draws are new tensors in each forward pass."""
 
 
 class BayesianLSTM(
