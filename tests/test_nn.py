@@ -18,9 +18,9 @@ from pyro_bnn.guides import AutoReparameterization
 from pyro_bnn.nn import BayesianLinear
 
 VARIANTS = [
-    pytest.param(row, variant, id=f"{row.make.__name__}-{variant}")
+    pytest.param(row, variant, id=f"{row.name}-{variant}")
     for row in LAYERS
-    for variant in row.variants
+    for variant in [{}, *row.variants]
 ]
 VARIANTS = pytest.mark.parametrize(("row", "variant"), VARIANTS)
 
@@ -34,26 +34,29 @@ def test_every_prior_has_a_row():
 
 
 @VARIANTS
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_equals_torch_given_the_same_weights(row, variant):
-    layer, other = row.make(**row.args, **variant), row.torch(**row.args, **variant)
+    layer, other = row.make(**row.args | variant), row.torch(**row.args | variant)
     assert isinstance(layer, row.torch)
-    x = torch.randn(row.input, dtype=variant.get("dtype"))
-    values = {name: p.detach() for name, p in other.named_parameters()}
+    x = row.x(5, dtype=variant.get("dtype"))
+    values = {name: p.detach().clone() for name, p in other.named_parameters()}
     torch.testing.assert_close(poutine.condition(layer, values)(x), other(x))
     assert set(poutine.trace(layer).get_trace(x).stochastic_nodes) == set(values)
 
 
 @VARIANTS
 @pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_priors(row, variant, prior):
-    layer = row.make(**row.args, **variant, prior=PRIORS[prior])
-    x = torch.randn(row.input, dtype=variant.get("dtype"))
+    layer = row.make(**row.args | variant, prior=PRIORS[prior])
+    x = row.x(5, dtype=variant.get("dtype"))
     trace = poutine.trace(layer).get_trace(x)
     trace.compute_log_prob()
-    site = trace.nodes["weight"]
-    assert site["value"].dtype == variant.get("dtype", torch.float)
-    assert site["fn"].event_shape == site["value"].shape
-    assert site["log_prob"].shape == ()
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        assert site["value"].dtype == variant.get("dtype", torch.float)
+        assert site["fn"].event_shape == site["value"].shape
+        assert site["log_prob"].shape == ()
 
 
 @pytest.mark.parametrize("prior", PRIORS)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._maps import CONVOLUTIONS, LINEAR, Convolution, LinearMap, Lookup
-from ._sampled import unsampled
+from ._sampled import sampled, unsampled
 
 
 class Sample(ABC):
@@ -119,7 +119,8 @@ def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = No
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
     input = unsampled(plain(input))
     if isinstance(weight, Draw):
-        return weight.sample.meet(map, input, bias)
+        output = weight.sample.meet(map, input, bias)
+        return sampled(output) if weight.dim() > map.weight_dim else output
     mean, noise = split_bias(bias)
     output = map(input, weight, mean)
     if noise is None:
@@ -196,7 +197,10 @@ def _is_transpose(x: Tensor, *dims: int, dim0: int = 0, dim1: int = 1) -> bool:
 
 
 _METADATA = {
-    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")),
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "ndim", "is_cuda")
+    ),
     *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "__len__")),
     torch.Tensor.is_floating_point,
     torch.is_floating_point,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._sampled import REMEDY, sampled
+from ._sampled import REMEDY
 
 
 class LinearMap(ABC):
@@ -161,7 +161,7 @@ class Convolution(LinearMap):
         _check_rows(input, 1 + self.space)
         convolve = lambda x, w: self.function(x, w, **dict(self.options))
         output = _over_samples(convolve, input, weight, self.space + 2, self.weight_dim)
-        return sampled(output if bias is None else output + self.align_bias(bias))
+        return output if bias is None else output + self.align_bias(bias)
 
     def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
         return _rows(input, 1 + self.space, samples)
@@ -192,7 +192,7 @@ class Lookup(LinearMap):
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if weight.dim() == self.weight_dim:
             return self._look_up(input, weight)
-        return sampled(_over_samples(self._look_up, input, weight, input.dim(), self.weight_dim))
+        return _over_samples(self._look_up, input, weight, input.dim(), self.weight_dim)
 
     def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
         return (samples[:-1] if len(samples) > 1 else samples) + input.shape

@@ -80,7 +80,8 @@ class Cell:
         steps: Steps,
     ) -> None:
         self.weight_ih, self.weight_hh, *rest = weights
-        self.bias_ih, self.bias_hh = rest[:2] if has_biases else [None, None]
+        self.bias_ih = rest[0] if has_biases else None
+        self.bias_hh = rest[1] if has_biases else None
         self.weight_hr = rest[-1] if len(rest) % 2 else None
         self._steps = steps
         self._update: Callable[..., State] = getattr(self, "_" + function.__name__)

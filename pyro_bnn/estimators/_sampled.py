@@ -42,13 +42,14 @@ class Sampled(Tensor):
                 f"`{getattr(func, '__name__', func)}` failed on inputs of shape {shapes}, whose "
                 f"first dimensions are samples of the weights ({error}). {REMEDY}"
             ) from error
-        keeps = func in _RESHAPES or (isinstance(result, Tensor) and result.dim() >= _MIN_DIM)
-        return sampled(result) if keeps and type(result) is Tensor else result
+        if func in _RESHAPES:
+            return result.as_subclass(cls)
+        return sampled(result) if type(result) is Tensor else result
 
 
 def sampled(x: Tensor) -> Tensor:
     """``x``, marked as having sample dimensions if some function might stumble over them."""
-    return x.as_subclass(Sampled) if x.is_floating_point() else x
+    return x.as_subclass(Sampled) if x.dim() >= _MIN_DIM and x.is_floating_point() else x
 
 
 def unsampled(x: Tensor) -> Tensor:

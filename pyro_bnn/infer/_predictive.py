@@ -10,7 +10,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
-from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -91,7 +90,7 @@ class Predictive(pyro.infer.Predictive):
         shapes = self._shapes(prototype)
 
         def predict(samples: dict[str, Tensor]) -> dict[str, Tensor]:
-            trace = poutine.trace(poutine.condition(model, samples)).get_trace(*args, **kwargs)
+            trace: Any = poutine.trace(poutine.condition(model, samples)).get_trace(*args, **kwargs)
             return {name: trace.nodes[name]["value"] for name in shapes}
 
         parts: dict[str, list[Tensor]] = {name: [] for name in shapes}
@@ -128,7 +127,7 @@ class Predictive(pyro.infer.Predictive):
                 ) from error
             return None
 
-    def _shapes(self, prototype: Trace) -> dict[str, torch.Size]:
+    def _shapes(self, prototype: Any) -> dict[str, torch.Size]:
         """The shape of one sample of each site to return."""
         nesting = _max_plate_nesting(prototype)
         sites = dict(prototype.iter_stochastic_nodes())
@@ -151,7 +150,7 @@ class Predictive(pyro.infer.Predictive):
         return shapes
 
     def _chunks(
-        self, prototype: Trace, work: _Work, args: Any, kwargs: Any
+        self, prototype: Any, work: _Work, args: Any, kwargs: Any
     ) -> Iterator[tuple[dict[str, Tensor], int]]:
         """Samples to condition on, and their number."""
         latent = sum(site["value"].numel() for _, site in prototype.iter_stochastic_nodes())
@@ -162,9 +161,13 @@ class Predictive(pyro.infer.Predictive):
             size = min(chunk_size, self.num_samples - start)
             if draw is not None:
                 yield draw(size), size
-            else:
-                chunk = slice(start, start + size)
-                yield {name: x[chunk] for name, x in self.posterior_samples.items()}, size
+                continue
+            chunk = {name: x[start : start + size] for name, x in self.posterior_samples.items()}
+            for name, x in chunk.items():  # as returned, they have dimensions for plates
+                if name in prototype.nodes:
+                    shape = prototype.nodes[name]["value"].shape
+                    chunk[name] = x.reshape(size, *shape) if x[0].numel() == shape.numel() else x
+            yield chunk, size
 
 
 class _Batched(TorchFunctionMode):
@@ -215,12 +218,12 @@ class _Work(TorchFunctionMode):
         return self.has_kernels and self.largest > _MAX_VECTORIZED_ACTIVATION
 
 
-def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Trace:
+def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     with poutine.block():
         return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
 
-def _max_plate_nesting(trace: Trace) -> int:
+def _max_plate_nesting(trace: Any) -> int:
     frames = [
         f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]
     ]
@@ -240,7 +243,7 @@ def _sampler(
 
         return stacked
 
-    one = poutine.trace(guide).get_trace(*args, **kwargs)
+    one = _run(guide, args, kwargs)
     dim = -1 - _max_plate_nesting(one)
     shapes = {name: site["value"].shape for name, site in one.iter_stochastic_nodes()}
 

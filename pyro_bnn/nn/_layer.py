@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from typing import Any
 
@@ -79,6 +80,10 @@ class BayesianLayer:
             if value.dim() > len(getattr(self, name + "_prior").shape):
                 return draw(SharedSample(value))
         return value
+
+    def __reduce__(self: Any) -> tuple[Any, ...]:
+        # Pyro's own would make a copy of torch's layer, without what is added here.
+        return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
 
     def _fan_in(self, weight: Tensor) -> int:
         """The number of inputs that an output sums over."""
