@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_bnn.nn import BayesianLinear
@@ -33,6 +34,15 @@ def torch_mlp(*sizes: int, dtype: torch.dtype = torch.float) -> nn.Module:
         layer.weight = normal_prior(num_out, num_in, dtype=dtype)
         layers += [nn.Tanh(), layer]
     return PyroModule[nn.Sequential](*layers[1:])
+
+
+def with_priors(net: nn.Module, dtype: torch.dtype = torch.float) -> nn.Module:
+    """A network of torch's, all of whose parameters have Normal priors now."""
+    to_pyro_module_(net)
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, normal_prior(*parameter.shape, dtype=dtype))
+    return net
 
 
 class Regression(PyroModule):
