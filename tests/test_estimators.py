@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import within
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
 from torch.distributions import kl_divergence
 
 from pyro_bnn.distributions import NormalMixture, Radial
@@ -20,6 +24,15 @@ from pyro_bnn.estimators import (
     LocalReparameterization,
     Shared,
     linear,
+)
+from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
+from pyro_bnn.nn import (
+    BayesianConv1d,
+    BayesianConv2d,
+    BayesianConv3d,
+    BayesianConvTranspose2d,
+    BayesianLinear,
+    BayesianLSTM,
 )
 
 ESTIMATORS = [Shared(), Flipout(), LocalReparameterization()]
@@ -337,3 +350,219 @@ class TestDraw:
         plain = torch.randn(3, 4, dtype=torch.float64)
         y = torch.stack([F.linear(x, plain, b.rsample()) for _ in range(4_000)])
         assert within((y - F.linear(x, plain, b.mean)).square(), b.variance.expand(5, 3))
+
+
+class TestLookup:
+    def test_only_rows_looked_up_are_drawn(self):
+        index = torch.tensor([[3, 5], [5, 3]])
+        for estimator in (Flipout(), LocalReparameterization()):
+            q = posterior(estimator, 10, 4)
+            weight = q.rsample()
+            largest = largest_random_tensor(lambda weight=weight: F.embedding(index, weight))
+            assert largest <= index.numel() * 4
+
+    def test_rows_stay_what_they_were(self):
+        """Looked up again, met by a product, or read as a whole, a row has the same noise."""
+        q = posterior(Flipout(), 10, 4)
+        weight = q.rsample()
+        first = F.embedding(torch.tensor([3, 5]), weight)
+        second = F.embedding(torch.tensor([5, 7]), weight)
+        signs = weight.sample.signs.drawn[2, 1]
+        whole = torch.Tensor(weight.sample.value)
+        torch.testing.assert_close(first, q.mean[[3, 5]] + (whole - q.mean)[[3, 5]] * signs)
+        torch.testing.assert_close(second, q.mean[[5, 7]] + (whole - q.mean)[[5, 7]] * signs)
+        torch.testing.assert_close(F.embedding(torch.tensor([3, 5]), weight), first)
+
+    @pytest.mark.parametrize("lookup_first", [True, False])
+    def test_tied_to_a_product(self, lookup_first):
+        """An example has one weight, looked up or met by its hidden units (as in a decoder)."""
+        weight = posterior(Flipout(), 6, 4).rsample()
+        index, hidden = torch.tensor([[0, 1], [5, 1]]), torch.randn(2, 4, dtype=torch.float64)
+        if lookup_first:
+            rows = F.embedding(index, weight)
+        each = weight_of_each_example(weight, 2, 4)
+        torch.testing.assert_close(
+            F.linear(hidden, weight), (each @ hidden.unsqueeze(-1)).squeeze(-1)
+        )
+        if not lookup_first:
+            rows = F.embedding(index, weight)
+        for n in range(2):
+            torch.testing.assert_close(rows[n], each[n][index[n]])
+
+    def test_lrt_cannot_be_tied(self):
+        weight = posterior(LocalReparameterization(), 6, 4).rsample()
+        F.embedding(torch.tensor([1]), weight)
+        with pytest.raises(ValueError, match="transposed"):
+            F.linear(torch.ones(1, 4, dtype=torch.float64), weight)
+
+    def test_rows_are_shared_by_examples_but_for_signs(self):
+        q = posterior(Flipout(), 5, 3)
+        index = torch.tensor([2]).expand(20_000)
+        noise = torch.stack([F.embedding(index[:2], q.rsample()) - q.mean[2] for _ in range(4_000)])
+        torch.testing.assert_close(noise[:, 0].abs(), noise[:, 1].abs())
+        assert within(noise[:, 0] * noise[:, 1], 0.0)
+        assert within(noise.square(), q.variance[2])
+
+
+def largest_random_tensor(function):
+    """The number of entries of the largest random tensor that a function draws."""
+    sizes = [0]
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func in (torch.randn, torch.randn_like, torch.randint):
+                sizes.append(result.numel())
+            return result
+
+    with Watch():
+        function()
+    return max(sizes)
+
+
+class TestConvolution:
+    @pytest.mark.parametrize("function", [F.conv2d, F.conv_transpose2d])
+    def test_adjoint_keeps_the_weight_of_an_example(self, function):
+        """A transposed convolution with the same draw has the same weight for each example."""
+        q = posterior(Flipout(), 3, 2, 3, 3)
+        weight = q.rsample()
+        back = {F.conv2d: F.conv_transpose2d, F.conv_transpose2d: F.conv2d}[function]
+        x = torch.randn(4, 2 if function is F.conv2d else 3, 6, 6, dtype=torch.float64)
+        z = torch.randn(4, 3 if function is F.conv2d else 2, 4, 4, dtype=torch.float64)
+        if function is F.conv_transpose2d:
+            x, z = x[..., :4, :4], torch.randn(4, 2, 6, 6, dtype=torch.float64)
+        forward, backward = function(x, weight), back(z, weight)
+        # <f(x), z> = <x, f'(z)> for each example, whatever its weight, if it is the same.
+        torch.testing.assert_close((forward * z).sum((1, 2, 3)), (x * backward).sum((1, 2, 3)))
+
+    def test_lrt_has_no_adjoint(self):
+        weight = posterior(LocalReparameterization(), 3, 2, 3, 3).rsample()
+        F.conv2d(torch.randn(1, 2, 6, 6, dtype=torch.float64), weight)
+        with pytest.raises(ValueError, match="transposed"):
+            F.conv_transpose2d(torch.randn(1, 3, 6, 6, dtype=torch.float64), weight)
+
+    @pytest.mark.parametrize("kwargs", [{"padding_mode": "circular", "padding": 1}, {}])
+    @pytest.mark.parametrize("make", [BayesianConv1d, BayesianConv2d, BayesianConv3d])
+    def test_stack_of_samples(self, make, kwargs):
+        """Weights with sample dimensions give what a loop over them does, layer after layer."""
+        space = int(make.__name__[-2])
+        net = PyroModule[torch.nn.Sequential](make(2, 3, 3, **kwargs), make(3, 2, 3, **kwargs))
+        names = ["0.weight", "0.bias", "1.weight", "1.bias"]
+        shapes = [(3, 2, *[3] * space), (3,), (2, 3, *[3] * space), (2,)]
+        x = torch.randn(4, 2, *[6] * space, dtype=torch.float64)
+        for samples in ((5,), (5, 1), (2, 5, 1), (1, 1)):
+            weights = {
+                n: torch.randn(*samples, *s).double() for n, s in zip(names, shapes, strict=True)
+            }
+            result = poutine.condition(net, weights)(x)
+            lead = samples[:-1] if len(samples) > 1 else samples
+            flat = {n: w.reshape(-1, *s) for (n, w), s in zip(weights.items(), shapes, strict=True)}
+            each = [
+                poutine.condition(net, {n: w[i] for n, w in flat.items()})(x)
+                for i in range(math.prod(lead))
+            ]
+            torch.testing.assert_close(result, torch.stack(each).reshape(*lead, *each[0].shape))
+
+    def test_another_weight_for_each_row(self):
+        net = BayesianConv2d(2, 3, 3)
+        weights = {"weight": torch.randn(5, 4, 3, 2, 3, 3), "bias": torch.randn(5, 4, 3)}
+        x = torch.randn(4, 2, 6, 6)
+        result = poutine.condition(net, weights)(x)
+        assert result.shape == (5, 4, 3, 4, 4)
+        expected = F.conv2d(x[3:], weights["weight"][2, 3], weights["bias"][2, 3])
+        torch.testing.assert_close(result[2, 3:], expected)
+
+    def test_output_size_with_samples(self):
+        net = BayesianConvTranspose2d(2, 3, 3, stride=2)
+        weights = {"weight": torch.randn(5, 1, 2, 3, 3, 3), "bias": torch.randn(5, 1, 3)}
+        x = torch.randn(5, 4, 2, 6, 6)
+        result = poutine.condition(net, weights)(x, output_size=[14, 13])
+        assert result.shape == (5, 4, 3, 14, 13)
+
+    def test_bias_with_samples_alone(self):
+        x, weight, bias = torch.randn(4, 2, 6, 6), torch.randn(3, 2, 3, 3), torch.randn(5, 1, 3)
+        net = BayesianConv2d(2, 3, 3)
+        result = poutine.condition(net, {"weight": weight, "bias": bias})(x)
+        torch.testing.assert_close(result[2], F.conv2d(x, weight, bias[2, 0]))
+
+    def test_a_row_is_needed(self):
+        weights = {"weight": torch.randn(5, 1, 3, 2, 3, 3), "bias": torch.randn(5, 1, 3)}
+        with pytest.raises(ValueError, match="unsqueeze"):
+            poutine.condition(BayesianConv2d(2, 3, 3), weights)(torch.randn(2, 6, 6))
+
+    def test_results_are_ordinary_tensors_once_flat(self):
+        net = PyroModule[torch.nn.Sequential](
+            BayesianConv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(-3), BayesianLinear(48, 1)
+        )
+        guide = AutoLRT(net)
+        with pyro.plate("samples", 5, dim=-2):
+            draws = guide(x := torch.randn(4, 2, 6, 6))
+            result = poutine.condition(net, draws)(x)
+        assert result.shape == (5, 4, 1)
+        assert type(result) is torch.Tensor
+
+    @pytest.mark.parametrize(
+        "after", [torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.AvgPool2d(2)]
+    )
+    def test_modules_without_sample_dimensions(self, after):
+        net = PyroModule[torch.nn.Sequential](
+            BayesianConv2d(2, 3, 3), torch.nn.ReLU(), after, torch.nn.Linear(48, 1)
+        )
+        weights = {"0.weight": torch.randn(5, 1, 3, 2, 3, 3), "0.bias": torch.randn(5, 1, 3)}
+        with pytest.raises(ValueError, match=r"pyro_bnn\.infer\.Predictive"):
+            poutine.condition(net, weights)(torch.randn(4, 2, 6, 6))
+
+
+class TestRecurrent:
+    @pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+    @pytest.mark.parametrize("estimator", [Flipout(), LocalReparameterization()])
+    def test_torchs_own_layers(self, kind, estimator):
+        """The draws alone make torch's layers compute by the rule."""
+        layer = PyroModule[kind](3, 4, batch_first=True).double()
+        weights = {n: posterior(estimator, *p.shape) for n, p in layer.named_parameters()}
+        for name, q in weights.items():
+            setattr(layer, name, PyroSample(dist.Normal(q.mean, 1.0).to_event(q.mean.dim())))
+        x = torch.randn(1, 5, 3, dtype=torch.float64).expand(6, 5, 3)
+        draws = {name: q.rsample() for name, q in weights.items()}
+        output, _ = poutine.condition(layer, draws)(x)
+        assert len(output.flatten(1).unique(dim=0)) == 6
+
+    def test_draws_nothing_at_each_step(self):
+        """One weight for a sequence: under flipout no random number depends on its length."""
+        for length in (1, 50):
+            layer = BayesianLSTM(3, 4, batch_first=True)
+            torch.manual_seed(0)
+            draws = AutoFlipout(layer)(x := torch.randn(2, length, 3))
+            torch.manual_seed(0)
+            poutine.condition(layer, draws)(x)
+            state = torch.random.get_rng_state()
+            if length == 1:
+                expected = state
+        assert torch.equal(state, expected)
+
+    def test_inputs_of_all_steps_are_one_product(self, monkeypatch):
+        calls = []
+        plain = F.linear
+        monkeypatch.setattr(F, "linear", lambda *args: calls.append(args[0].shape) or plain(*args))
+        layer = BayesianLSTM(3, 4, batch_first=True)
+        for make, products in ((AutoFlipout, 2), (AutoLRT, 2)):
+            draws = make(layer)(x := torch.randn(2, 50, 3))
+            calls.clear()
+            poutine.condition(layer, draws)(x)
+            assert calls.count((50, 2, 3)) == products
+            assert calls.count((2, 4)) == products * 50
+
+    def test_shared_draws_use_the_fused_kernel(self):
+        called = []
+
+        class Watch(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                called.append(func)
+                return func(*args, **(kwargs or {}))
+
+        layer = BayesianLSTM(3, 4)
+        draws = AutoReparameterization(layer)(x := torch.randn(5, 2, 3))
+        with Watch():
+            poutine.condition(layer, draws)(x)
+        assert called.count(torch.lstm) == 1
+        assert F.linear not in called
