@@ -447,6 +447,20 @@ def test_compiles_in_one_graph(row, kind):
     torch.testing.assert_close(compiled(x)[1], module(x)[1])
 
 
+@pytest.mark.parametrize("row", [r for r in LAYERS if r.is_recurrent], ids=lambda r: r.name)
+@EACH
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiles_around_recurrent_layers(row, kind):
+    """As around torch's own, which are left as they are."""
+    torch._dynamo.reset()
+    net = Total(row)
+    module = Standalone(net, kind.make(net))
+    compiled = torch.compile(module, backend="aot_eager")
+    x = row.x(4)
+    compiled(x)
+    torch.testing.assert_close(compiled(x)[1], module(x)[1])
+
+
 @EACH
 def test_a_network_of_all_of_them(kind):
     net = PyroModule[nn.Sequential](

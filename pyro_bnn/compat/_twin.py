@@ -69,11 +69,16 @@ def _setattr(self: Any, name: str, value: Any) -> None:
     setattr(self.__dict__["_original"], name, value)
 
 
+def _extra_repr(self: Any) -> str:  # torch's looks into the __dict__ itself
+    return self.__dict__["_original"].extra_repr()
+
+
 @cache
 def _twin_class(cls: type) -> type:
     members = {
         "__getattr__": _getattr,
         "__setattr__": _setattr,
+        "extra_repr": _extra_repr,
         "__call__": nn.Module.__call__,
         "__module__": cls.__module__,
     }

@@ -234,7 +234,7 @@ def _sampler(
     guide: Callable[..., Any], args: Any, kwargs: Any
 ) -> Callable[[int], dict[str, Tensor]]:
     """A function that draws samples of all sites of a guide."""
-    run = lambda g: dict(_run(g, args, kwargs).iter_stochastic_nodes())
+    run = lambda function: dict(_run(function, args, kwargs).iter_stochastic_nodes())
     if not isinstance(guide, AutoPosterior):  # others may not take a plate around them
 
         def stacked(size: int) -> dict[str, Tensor]:
@@ -248,7 +248,9 @@ def _sampler(
     shapes = {name: site["value"].shape for name, site in one.iter_stochastic_nodes()}
 
     def vectorized(size: int) -> dict[str, Tensor]:
-        sites = run(pyro.plate(_PLATE, size, dim=dim)(guide))
-        return {n: plain(site["value"]).reshape(size, *shapes[n]) for n, site in sites.items()}
+        sites = run(
+            lambda *args, **kwargs: pyro.plate(_PLATE, size, dim=dim)(guide)(*args, **kwargs)
+        )
+        return {n: plain(sites[n]["value"]).reshape(size, *shape) for n, shape in shapes.items()}
 
     return vectorized

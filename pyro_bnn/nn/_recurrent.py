@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -24,6 +25,10 @@ class _Recurrent:
 
     def _update_flat_weights(self) -> None:
         pass
+
+    @torch.compiler.disable  # which does not take torch's recurrent layers in either
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
         """Does nothing: draws are new tensors in each forward pass."""
