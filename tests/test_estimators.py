@@ -31,6 +31,7 @@ from pyro_bnn.nn import (
     BayesianConv2d,
     BayesianConv3d,
     BayesianConvTranspose2d,
+    BayesianEmbedding,
     BayesianLinear,
     BayesianLSTM,
 )
@@ -511,6 +512,16 @@ class TestConvolution:
         weights = {"0.weight": torch.randn(5, 1, 3, 2, 3, 3), "0.bias": torch.randn(5, 1, 3)}
         with pytest.raises(ValueError, match=r"pyro_bnn\.infer\.Predictive"):
             poutine.condition(net, weights)(torch.randn(4, 2, 6, 6))
+
+
+def test_sequences_do_not_line_up_with_samples():
+    net = PyroModule[torch.nn.Sequential](BayesianEmbedding(7, 3), BayesianLinear(3, 2))
+    guide = AutoLRT(net)
+    with pyro.plate("samples", 4, dim=-2):
+        draws = guide(x := torch.randint(7, (4, 5)))
+        with pytest.raises(ValueError, match=r"pyro_bnn\.infer\.Predictive"):
+            poutine.condition(net, draws)(x)
+        assert poutine.condition(net, draws)(x[:, 0]).shape == (4, 4, 2)
 
 
 class TestRecurrent:

@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Predictive
 from pyro.nn import PyroModule
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -38,7 +37,7 @@ from pyro_bnn.guides import (
     AutoRadial,
     AutoReparameterization,
 )
-from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.infer import Predictive, TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
 
 GUIDES = {
@@ -128,9 +127,7 @@ def train_bayesian(
     guide = make(model)
     loss = TraceKL_ELBO()(model, guide)
     optimize(loss, loss.parameters(), x, y, steps, name)
-    predictive = Predictive(
-        model.net, guide=guide, num_samples=samples, parallel=True, return_sites=["_RETURN"]
-    )
+    predictive = Predictive(model.net, guide=guide, num_samples=samples, return_sites=["_RETURN"])
     return lambda x: predictive(x)["_RETURN"].softmax(-1)
 
 

@@ -117,7 +117,7 @@ def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
 
 def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
-    input = unsampled(plain(input))
+    input = unsampled(plain(input), len(weight.shape) - map.weight_dim, 1 + map.space)
     if isinstance(weight, Draw):
         output = weight.sample.meet(map, input, bias)
         return sampled(output) if weight.dim() > map.weight_dim else output

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 REMEDY = (
-    "Modules that cannot take sample dimensions, as pooling, need one run for each sample: predict "
+    "What cannot take sample dimensions, as pooling or a sequence, needs a run for each: predict "
     "by `pyro_bnn.infer.Predictive`, train without `vectorize_particles`"
 )
 _MIN_DIM = 4  # modules that count the dimensions of their input ask for three or more
@@ -30,7 +30,7 @@ class Sampled(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(t is not cls for t in types):
+        if not all(issubclass(cls, t) for t in types):
             return NotImplemented  # a draw knows better
         call = _pad if func is F.pad else func
         try:
@@ -52,9 +52,21 @@ def sampled(x: Tensor) -> Tensor:
     return x.as_subclass(Sampled) if x.dim() >= _MIN_DIM and x.is_floating_point() else x
 
 
-def unsampled(x: Tensor) -> Tensor:
-    """``x`` as an ordinary tensor."""
-    return x.as_subclass(Tensor) if isinstance(x, Sampled) else x
+def unsampled(x: Tensor, samples: int, event_dim: int) -> Tensor:
+    """``x`` as an ordinary tensor, for a map whose weight has as many sample dimensions.
+
+    Raises:
+        ValueError: if dimensions of ``x`` that are no samples would be taken for such.
+    """
+    if not isinstance(x, Sampled):
+        return x
+    leading = samples - 1 if samples > 1 else samples
+    if samples and x.dim() > leading + 1 + event_dim:
+        raise ValueError(
+            f"an input of shape {tuple(x.shape)} has dimensions between those of its samples and "
+            f"its rows, as sequences have. {REMEDY}"
+        )
+    return x.as_subclass(Tensor)
 
 
 def _pad(
