@@ -19,7 +19,8 @@ lint: .venv/lint.stamp  ## check style, formatting and types
 docs: .venv/docs.stamp  ## build the documentation, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: .venv/bench.stamp  ## measure the candidates for the defaults (needs the UCI sets)
+bench: .venv/bench.stamp  ## measure predictions, and the candidates for the defaults (needs the UCI sets)
+	$(BIN)/python benchmarks/predictive.py
 	$(BIN)/python benchmarks/defaults.py $(if $(UCI),--uci $(UCI))
 
 wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environment
