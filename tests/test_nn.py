@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import pyro.distributions as dist
 import pytest
 import torch
-from kinds import LAYERS, PRIORS
+from kinds import GUIDES, LAYERS, PRIORS
 from models import within
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -14,8 +15,16 @@ from torch import nn
 
 import pyro_bnn.nn
 from pyro_bnn import priors
+from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoReparameterization
-from pyro_bnn.nn import BayesianLinear
+from pyro_bnn.infer import Predictive
+from pyro_bnn.nn import (
+    BayesianConv2d,
+    BayesianConvTranspose2d,
+    BayesianEmbedding,
+    BayesianLinear,
+    BayesianLSTM,
+)
 
 VARIANTS = [
     pytest.param(row, variant, id=f"{row.name}-{variant}")
@@ -223,3 +232,70 @@ def test_samples_one_weight_for_a_layer_used_twice():
     layer = BayesianLinear(4, 4)
     trace = poutine.trace(PyroModule[nn.Sequential](layer, layer)).get_trace(torch.ones(2, 4))
     assert len(trace.stochastic_nodes) == 2
+
+
+@pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
+def test_padding_stays_zero(kind):
+    """Whatever the draw, also after training, and without a gradient from the data."""
+    layer = BayesianEmbedding(5, 3, padding_idx=-2)
+    guide = kind.make(layer, init_scale=0.3)
+    module = Standalone(layer, guide)
+    x = torch.tensor([[0, 3], [3, 1]])
+    for _ in range(3):
+        out, kl = module(x)
+        assert (out[x == 3] == 0).all()
+        assert (out[x != 3] != 0).all()
+        loc = guide["weight"].loc
+        (gradient,) = torch.autograd.grad(out.square().sum(), loc, retain_graph=True)
+        assert (gradient[3] == 0).all()
+        assert (gradient[:2] != 0).all()
+        (out.square().sum() + kl).backward()
+        with torch.no_grad():
+            for parameter in guide.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+    samples = Predictive(layer, guide=guide, num_samples=4, return_sites=["_RETURN"])(x)["_RETURN"]
+    assert (samples[:, x == 3] == 0).all()
+
+
+def test_an_embedding_rejects():
+    with pytest.raises(ValueError, match="`sparse`"):
+        BayesianEmbedding(5, 3, sparse=True)
+    with pytest.raises(TypeError, match="pretrained"):
+        BayesianEmbedding.from_pretrained(torch.ones(5, 3))
+    with pytest.raises(ValueError, match="bias_prior"):
+        BayesianEmbedding(5, 3, bias_prior=priors.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("row", LAYERS, ids=lambda row: row.name)
+def test_signature_is_torchs_and_the_priors(row):
+    shown = list(inspect.signature(row.make).parameters)
+    expected = row.torch if not row.is_recurrent else nn.RNNBase
+    left_out = {"mode", "_weight", "_freeze"}
+    torchs = [name for name in inspect.signature(expected).parameters if name not in left_out]
+    if row.torch is nn.GRU:
+        torchs.remove("proj_size")
+    assert shown[: len(torchs)] == torchs
+    assert shown[len(torchs) :] == ["prior", "bias_prior"][: 1 if row.num_embeddings else 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "fan_ins"),
+    [
+        (BayesianConv2d, {"groups": 2, "kernel_size": 3}, {"weight": 18, "bias": 18}),
+        (
+            BayesianConvTranspose2d,
+            {"groups": 2, "kernel_size": 4, "stride": 2},
+            {"weight": 8, "bias": 8},
+        ),
+    ],
+)
+def test_fan_in(make, args, fan_ins):
+    layer = make(4, 6, **args, prior=priors.FanInNormal(1.0), bias_prior=priors.FanInNormal(1.0))
+    for name, fan_in in fan_ins.items():
+        variance = getattr(layer, name + "_prior")().variance
+        torch.testing.assert_close(variance, torch.full_like(variance, 1 / fan_in))
+    lstm = BayesianLSTM(5, 3, num_layers=2, prior=priors.FanInNormal(1.0))
+    for name, fan_in in (("weight_ih_l0", 5), ("weight_hh_l0", 3), ("weight_ih_l1", 3)):
+        variance = getattr(lstm, name + "_prior")().variance
+        torch.testing.assert_close(variance, torch.full_like(variance, 1 / fan_in))

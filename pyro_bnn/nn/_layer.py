@@ -58,7 +58,7 @@ class BayesianLayer:
         parameters = dict(self.named_parameters(recurse=False))
         if bias_prior is not None and all("bias" not in name for name in parameters):
             raise ValueError(
-                f"`bias_prior` (={bias_prior!r}) is given to a layer with `bias=False`: drop one"
+                f"`bias_prior` (={bias_prior!r}) is given to a layer without biases: drop it"
             )
         made = {}
         for name, parameter in parameters.items():
