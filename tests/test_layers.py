@@ -15,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import kl_divergence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT
@@ -337,6 +338,21 @@ def test_flipout_one_example_one_weight(row, variant):
         torch.testing.assert_close(flips.abs(), torch.ones_like(flips))
         signs = flips.reshape(6, -1).sign()
         assert len(signs.unique(dim=0)) > 1, "all examples have the same weight"
+
+
+@pytest.mark.parametrize("row", [r for r in LAYERS if r.is_recurrent], ids=lambda r: r.name)
+def test_flipout_one_example_one_weight_in_packed_sequences(row):
+    layer = row.make(**row.args, num_layers=2, bidirectional=True, dtype=torch.float64)
+    lengths = torch.tensor([2, 5, 1, 4, 5])
+    x = torch.randn(5, 5, 3, dtype=torch.float64)
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    draws = AutoFlipout(layer, init_scale=0.3)(packed)
+    output, _ = pad_packed_sequence(conditioned(row, layer, draws, packed), batch_first=True)
+    each = {name: weights_of_examples(draw, 5) for name, draw in draws.items()}
+    for position, n in enumerate(packed.sorted_indices):
+        weights = {name: w[position] for name, w in each.items()}
+        expected = conditioned(row, layer, weights, x[n : n + 1, : lengths[n]])
+        torch.testing.assert_close(output[n : n + 1, : lengths[n]], expected)
 
 
 @VARIANTS
