@@ -334,6 +334,16 @@ class TestDraw:
         with torch._C.DisableTorchFunctionSubclass():
             assert torch.isnan(weight).all()
 
+    def test_keeps_its_gradient_if_met_without_one_first(self, estimator):
+        q = posterior(estimator, 3, 4, requires_grad=True)
+        weight, x = q.rsample(), torch.randn(5, 4, dtype=torch.float64)
+        with torch.no_grad():
+            first, norm = F.linear(x, weight), weight.norm()
+        for output, value in ((F.linear(x, weight), first), (weight.norm(), norm)):
+            torch.testing.assert_close(output.detach(), value)
+            (gradient,) = torch.autograd.grad(output.sum(), q.base_dist.scale, retain_graph=True)
+            assert (gradient != 0).any()
+
     def test_gradients_through_the_sample(self, estimator):
         q = posterior(estimator, 3, 4, requires_grad=True)
         (q.rsample() ** 2).sum().backward()
@@ -472,6 +482,18 @@ class TestConvolution:
         assert result.shape == (5, 4, 3, 4, 4)
         expected = F.conv2d(x[3:], weights["weight"][2, 3], weights["bias"][2, 3])
         torch.testing.assert_close(result[2, 3:], expected)
+
+    def test_samples_broadcast(self):
+        net = BayesianConv2d(2, 3, 3, bias=False)
+        weight, x = torch.randn(5, 1, 3, 2, 3, 3), torch.randn(4, 2, 6, 6)
+        expected = poutine.condition(net, {"weight": weight})(x)
+        torch.testing.assert_close(
+            poutine.condition(net, {"weight": weight})(x.expand(1, 4, 2, 6, 6)), expected
+        )
+        torch.testing.assert_close(
+            poutine.condition(net, {"weight": weight[:1]})(x.expand(5, 4, 2, 6, 6)),
+            expected[:1].expand_as(expected),
+        )
 
     def test_output_size_with_samples(self):
         net = BayesianConvTranspose2d(2, 3, 3, stride=2)

@@ -332,6 +332,26 @@ def test_a_network_inside_the_data_plate(kind, net, elbo):
         assert (state[name] == value).all()
 
 
+class ReadInside(Regression):
+    """Reads its noise where each datum gets one of its own."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.scale = PyroSample(dist.HalfNormal(1.0))
+
+    def forward(self, x, y=None):
+        mean = self.net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, self.scale), obs=y)
+
+
+@EACH
+def test_an_attribute_first_read_inside_the_data_plate(kind):
+    x, y = data()
+    with pytest.raises(ValueError, match=r"attribute `scale` .*before the plate.*plates="):
+        kind.make(ReadInside(bayesian_mlp(3, 1)))(x, y)
+
+
 @EACH
 def test_plates_of_samples_outside(kind):
     model = Regression(bayesian_mlp(3, 4, 1))

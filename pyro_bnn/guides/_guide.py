@@ -260,12 +260,21 @@ class AutoPosterior(AutoGuide):
 
     def _check_plates(self, site: dict[str, Any]) -> None:
         for frame in site["cond_indep_stack"]:
-            if frame.name not in self._network_plates and self._is_weight(site):
+            if frame.name in self._network_plates:
+                continue
+            if self._is_weight(site):
                 raise ValueError(
                     f"the weight `{site['name']}` is sampled inside the plate `{frame.name}`: a "
                     f"network for each of its {frame.size} elements, with as many divergences. "
                     "Call the network before the plate is entered; or, if one network for each "
                     f"element is meant, pass `plates=['{frame.name}']` to the guide"
+                )
+            if site["name"] in self._weights:
+                raise ValueError(
+                    f"the attribute `{site['name']}` is first read inside the plate "
+                    f"`{frame.name}`, where each of its {frame.size} elements gets a value of its "
+                    "own. Read it before the plate is entered; or, if that is meant, pass "
+                    f"`plates=['{frame.name}']` to the guide"
                 )
 
     def _add(self, site: dict[str, Any], value: Tensor) -> None:
