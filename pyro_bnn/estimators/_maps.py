@@ -48,7 +48,8 @@ class LinearMap(ABC):
 
     def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
         """Of the outputs for two inputs, by weights and biases with a ``variance``."""
-        return self(input * other, weight.variance, None if bias is None else bias.variance)
+        product = input.square() if input is other else input * other
+        return self(product, weight.variance, None if bias is None else bias.variance)
 
     def align_bias(self, bias: Tensor) -> Tensor:
         """A bias, of the shape that it is added to an output in."""
