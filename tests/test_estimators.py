@@ -573,6 +573,21 @@ class TestRecurrent:
                 expected = state
         assert torch.equal(state, expected)
 
+    def test_lrt_noise_of_a_bias_is_that_of_the_step(self):
+        """Also where the bias alone is drawn."""
+        layer = PyroModule[torch.nn.RNN](1, 2, batch_first=True, nonlinearity="relu").double()
+        values = {name: torch.zeros_like(p) for name, p in layer.named_parameters()}
+        for name in values:
+            setattr(
+                layer, name, PyroSample(dist.Normal(values[name], 1.0).to_event(values[name].dim()))
+            )
+        q = Estimated(
+            dist.Normal(torch.full((2,), 9.0).double(), 1.0), 1, LocalReparameterization()
+        )
+        x = torch.zeros(3, 4, 1, dtype=torch.float64)
+        output, _ = poutine.condition(layer, {**values, "bias_hh_l0": q.rsample()})(x)
+        assert len(output.flatten().unique()) == output.numel()
+
     def test_inputs_of_all_steps_are_one_product(self, monkeypatch):
         calls = []
         plain = F.linear
