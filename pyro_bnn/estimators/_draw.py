@@ -45,6 +45,33 @@ class Sample(ABC):
         """The noise of this bias, mean excluded, for an output with some sample dimensions."""
 
 
+class SharedSample(Sample):
+    """An ordinary weight."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.loc = value
+        self.shape = value.shape
+
+    @property
+    def value(self) -> Tensor:
+        return self.loc
+
+    @property
+    def mT(self) -> Sample:
+        return SharedSample(self.loc.mT)
+
+    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+        mean, noise = split_bias(bias)
+        output = map(input, self.loc, mean)
+        if noise is None:
+            return output
+        samples = max(self.loc.dim() - map.weight_dim, len(noise.shape) - 1)
+        return output + noise.bias_noise(map, input, output, samples)
+
+    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
+        return output.new_zeros(())
+
+
 class Draw(torch.Tensor):
     """A draw of a weight that meets inputs by the rule of its estimator.
 
@@ -118,14 +145,9 @@ def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
 def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
     input = unsampled(plain(input), len(weight.shape) - map.weight_dim, 1 + map.space)
-    if isinstance(weight, Draw):
-        output = weight.sample.meet(map, input, bias)
-        return sampled(output) if weight.dim() > map.weight_dim else output
-    mean, noise = split_bias(bias)
-    output = map(input, weight, mean)
-    if noise is None:
-        return output
-    return output + noise.bias_noise(map, input, output, len(noise.shape) - 1)
+    sample = weight.sample if isinstance(weight, Draw) else SharedSample(weight)
+    output = sample.meet(map, input, bias)
+    return sampled(output) if weight.dim() > map.weight_dim else output
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

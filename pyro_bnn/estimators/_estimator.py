@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ._draw import Sample, draw, plain, split_bias
-from ._maps import LinearMap
+from ._draw import SharedSample, draw, plain
 
 
 class Estimator(ABC):
@@ -34,30 +33,6 @@ class Shared(Estimator):
         value = base.rsample(sample_shape)
         # An ordinary tensor is all that torch needs, unless there are sample dimensions.
         return value if value.dim() == event_dim else draw(SharedSample(value))
-
-
-class SharedSample(Sample):
-    def __init__(self, value: Tensor) -> None:
-        self.loc = value
-        self.shape = value.shape
-
-    @property
-    def value(self) -> Tensor:
-        return self.loc
-
-    @property
-    def mT(self) -> Sample:
-        return SharedSample(self.loc.mT)
-
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
-        mean, noise = split_bias(bias)
-        output = map(input, self.loc, mean)
-        if noise is None:
-            return output
-        return output + noise.bias_noise(map, input, output, self.loc.dim() - map.weight_dim)
-
-    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
-        return output.new_zeros(())
 
 
 class Estimated(dist.Independent):

@@ -38,13 +38,24 @@ class LinearMap(ABC):
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The output, with the sample dimensions of weight and bias in front."""
 
-    @abstractmethod
     def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
         """The shape of the output in front of its channels."""
+        rows = input.shape[: input.dim() - 1 - self.space]
+        if not samples:
+            return rows
+        _check_rows(input, 1 + self.space)
+        if len(samples) == 1:
+            return torch.broadcast_shapes(rows[:-1], samples) + rows[-1:]
+        return torch.broadcast_shapes(rows, samples)
 
-    @abstractmethod
     def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
         """How many examples an input has, and their axis in the output (None for one alone)."""
+        if samples:
+            _check_rows(input, 1 + self.space)
+        if input.dim() == 1 + self.space:
+            return 1, None
+        axis = -2 - self.space if samples else -input.dim()
+        return input.shape[axis], axis
 
     def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
         """Of the outputs for two inputs, by weights and biases with a ``variance``."""
@@ -93,17 +104,6 @@ class Linear(LinearMap):
                 weight = weight.squeeze(-3)
             output = input @ weight.mT
         return output if bias is None else output + self.align_bias(bias)
-
-    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
-        return _rows(input, 1, samples)
-
-    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
-        if samples:
-            _check_rows(input, 1)
-        if input.dim() == 1:
-            return 1, None
-        axis = -2 if samples else -input.dim()
-        return input.shape[axis], axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,17 +163,6 @@ class Convolution(LinearMap):
         convolve = lambda x, w: self.function(x, w, **dict(self.options))
         output = _over_samples(convolve, input, weight, self.space + 2, self.weight_dim)
         return output if bias is None else output + self.align_bias(bias)
-
-    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
-        return _rows(input, 1 + self.space, samples)
-
-    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
-        if samples:
-            _check_rows(input, 1 + self.space)
-        if input.dim() == 1 + self.space:
-            return 1, None
-        axis = -2 - self.space
-        return input.shape[axis], axis
 
 
 @dataclass(frozen=True)
@@ -240,16 +229,6 @@ def _check_rows(input: Tensor, event_dim: int) -> None:
             f"`input` (shape {tuple(input.shape)}) must have a dimension for rows where weights "
             "have sample dimensions: use `input.unsqueeze(0)`"
         )
-
-
-def _rows(input: Tensor, event_dim: int, samples: torch.Size) -> torch.Size:
-    rows = input.shape[: input.dim() - event_dim]
-    if not samples:
-        return rows
-    _check_rows(input, event_dim)
-    if len(samples) == 1:
-        return torch.broadcast_shapes(rows[:-1], samples) + rows[-1:]
-    return torch.broadcast_shapes(rows, samples)
 
 
 def _over_samples(

@@ -43,11 +43,6 @@ def run(function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
         data, hx, weights, has_biases, layers, dropout, train, both, batch_first = args
         data = data.transpose(0, 1) if batch_first else data
         sizes, index = [data.shape[1]] * len(data), None
-    if any(w.dim() > (1 if i % 4 > 1 and has_biases else 2) for i, w in enumerate(weights[:4])):
-        raise ValueError(
-            f"the weights of a recurrent layer have sample dimensions, as in the shape "
-            f"{tuple(weights[0].shape)}. {REMEDY}"
-        )
     states = tuple(zip(*hx, strict=True)) if function is torch.lstm else tuple((h,) for h in hx)
     directions = 2 if both else 1
     per_direction = len(weights) // (layers * directions)
@@ -79,6 +74,12 @@ class Cell:
         has_biases: bool,
         steps: Steps,
     ) -> None:
+        for weight, dim in zip(weights, (2, 2, 1, 1, 2) if has_biases else (2, 2, 2), strict=False):
+            if weight.dim() > dim:
+                raise ValueError(
+                    "a weight of a recurrent layer has sample dimensions, as its shape "
+                    f"{tuple(weight.shape)} shows. {REMEDY}"
+                )
         self.weight_ih, self.weight_hh, *rest = weights
         self.bias_ih = rest[0] if has_biases else None
         self.bias_hh = rest[1] if has_biases else None

@@ -10,8 +10,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..estimators._draw import draw
-from ..estimators._estimator import SharedSample
+from ..estimators._draw import SharedSample, draw
 from ..priors import Normal
 from ._prior import Prior, Rule
 
