@@ -112,6 +112,14 @@ class TestFlipout:
         torch.testing.assert_close(F.linear(zero, second, bias), y)
         torch.testing.assert_close(F.linear(zero, torch.ones_like(first), bias), y)
 
+    @pytest.mark.parametrize("function", [F.linear, F.conv1d])
+    def test_examples_are_the_rows_of_a_sample(self, function):
+        shape = (3, 4) if function is F.linear else (3, 4, 1)
+        weight = posterior(Flipout(), *shape).rsample((5, 1))
+        x = torch.randn(5, 1, *shape[1:], dtype=torch.float64).expand(5, 6, *shape[1:])
+        for sample in function(x, weight):
+            assert len(sample.flatten(1).unique(dim=0)) > 1
+
     def test_needs_symmetric_noise(self):
         q = NormalMixture(torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2))
         with pytest.raises(TypeError, match="NormalMixture"):
