@@ -1,13 +1,20 @@
-"""Checks of data."""
+"""Checks of arguments and data."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
 def nan_arguments(

@@ -14,13 +14,8 @@ from dataclasses import dataclass, field
 import pyro.distributions as dist
 import torch
 
+from ._validation import check_positive
 from .distributions import NormalMixture
-
-
-def _check_positive(**scales: float) -> None:
-    for name, value in scales.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class _LocationScale(_Rule):
     def __post_init__(self) -> None:
         if not math.isfinite(self.loc):
             raise ValueError(f"`loc` (={self.loc}) must be finite")
-        _check_positive(scale=self.scale)
+        check_positive(scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class FanInNormal(_Rule):
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive(gain=self.gain)
+        check_positive(gain=self.gain)
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
         scale = self.gain / math.sqrt(max(1, fan_in))
@@ -127,7 +122,7 @@ class ScaleMixture:
     def __post_init__(self) -> None:
         if not 0 < self.prob < 1:
             raise ValueError(f"`prob` (={self.prob}) must lie between 0 and 1")
-        _check_positive(scale1=self.scale1, scale2=self.scale2)
+        check_positive(scale1=self.scale1, scale2=self.scale2)
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
         probs = torch.tensor([self.prob, 1 - self.prob])
@@ -135,4 +130,39 @@ class ScaleMixture:
         return NormalMixture(probs, torch.zeros(2), scale, validate_args=False)
 
 
-__all__ = ["FanInNormal", "Laplace", "Normal", "ScaleMixture"]
+@dataclass(frozen=True)
+class Pretrained:
+    r"""Independent Normals around the weights :math:`w_0` of the network that is converted.
+
+    .. math:: w \sim N(w_0, \sigma^2)
+
+    Args:
+        scale: the standard deviation :math:`\sigma`, positive.
+
+    Raises:
+        ValueError: if ``scale`` is not positive and finite.
+        TypeError: if it is the prior of a new layer, which has no weights yet: only
+            :func:`~pyro_bnn.bayesianize` knows them.
+
+    References:
+        Krishnan, Subedar and Tickoo (2020), "Specifying weight priors in Bayesian deep neural
+        networks with empirical Bayes", arXiv:1906.05323 (MOPED).
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(scale=self.scale)
+
+    def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
+        raise TypeError(
+            "`Pretrained` is a prior for `bayesianize(net, prior=...)`: a layer that is new has no "
+            "trained weights"
+        )
+
+    def around(self, weight: torch.Tensor) -> dist.TorchDistribution:
+        """The prior of a weight with that trained value."""
+        return dist.Normal(weight.detach(), self.scale, validate_args=False)
+
+
+__all__ = ["FanInNormal", "Laplace", "Normal", "Pretrained", "ScaleMixture"]

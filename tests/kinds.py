@@ -33,6 +33,7 @@ from pyro_bnn.nn import (
     BayesianGRU,
     BayesianLinear,
     BayesianLSTM,
+    BayesianRNN,
 )
 from pyro_bnn.posteriors import (
     ConstrainedPosterior,
@@ -147,6 +148,7 @@ LAYERS = [
     _transposed(BayesianConvTranspose3d, torch.nn.ConvTranspose3d, 3),
     _recurrent(BayesianLSTM, torch.nn.LSTM, {"proj_size": 2, "num_layers": 2}),
     _recurrent(BayesianGRU, torch.nn.GRU),
+    _recurrent(BayesianRNN, torch.nn.RNN, {"nonlinearity": "relu"}),
     Layer(
         BayesianEmbedding,
         torch.nn.Embedding,

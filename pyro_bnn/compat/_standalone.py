@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..guides import AutoPosterior
+from ..guides._guide import check_posteriors
 from ..guides._sites import sample_attributes
 from ..infer._kl import analytic_kl, kl_or_estimate
 from ..posteriors import Posterior
@@ -57,12 +58,7 @@ class Standalone(nn.Module):
 
     def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
         super().__init__()
-        if not isinstance(guide, AutoPosterior):
-            raise TypeError(
-                f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
-                "`AutoLRT(net)`"
-            )
-        _check(net, guide)
+        check_posteriors(net, guide)
         self.net = net
         self.guide = guide
         self.sample = sample
@@ -134,17 +130,3 @@ class _NoSample(Messenger):
 def _prior(module: Any, key: str) -> Any:
     prior = module._pyro_samples[key]
     return prior if hasattr(prior, "sample") else prior(module)
-
-
-def _check(net: nn.Module, guide: AutoPosterior) -> None:
-    names = [name for name, *_ in sample_attributes(net)]
-    if not names:
-        raise ValueError(
-            "`net` has no random weights: give it priors, say by `pyro_bnn.nn.BayesianLinear`"
-        )
-    missing = [name for name in names if name not in set(guide)]
-    if missing:
-        raise ValueError(
-            f"`guide` has no posteriors for the sites {missing} of `net`: build it from the "
-            "network, or from a model that contains it"
-        )

@@ -47,6 +47,10 @@ def twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
     new: nn.Module = object.__new__(_twin_class(type(module)))
     twins[id(module)] = new
     state = new.__dict__
+    state["_ties"] = {
+        key: (twin(owner, twins), own_key)
+        for key, (owner, own_key) in module.__dict__.get("_ties", {}).items()
+    }
     state.update({key: module.__dict__[key] for key in _SHARED if key in module.__dict__})
     state["_original"] = module
     state["_modules"] = {
@@ -60,6 +64,8 @@ def _getattr(self: Any, name: str) -> Any:
     for store in ("_parameters", "_buffers", "_modules"):
         if name in state[store]:
             return state[store][name]
+    if name in state["_ties"]:
+        return getattr(*state["_ties"][name])
     if name in state["_pyro_samples"]:  # without a draw of its own: a function of other sites
         return state["_pyro_samples"][name](self)
     return getattr(state["_original"], name)

@@ -2,7 +2,7 @@
 
 from ._auto import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
 from ._guide import AutoPosterior
-from ._initialization import init_to_fan_in
+from ._initialization import init_to_fan_in, init_to_fraction
 
 __all__ = [
     "AutoFlipout",
@@ -12,4 +12,5 @@ __all__ = [
     "AutoRadial",
     "AutoReparameterization",
     "init_to_fan_in",
+    "init_to_fraction",
 ]

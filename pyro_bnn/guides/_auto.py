@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from ..estimators import Flipout, LocalReparameterization
 from ..posteriors import MixturePosterior, NormalPosterior, RadialPosterior
-from ._guide import AutoPosterior
+from ._guide import AutoPosterior, PosteriorFactory
 
 
 class AutoReparameterization(AutoPosterior):
@@ -45,7 +46,9 @@ class AutoLRT(AutoPosterior):
     """Mean-field Normal weights, whose effect is sampled by local reparameterization.
 
     See :class:`AutoPosterior` for arguments and errors, and
-    :class:`~pyro_bnn.estimators.LocalReparameterization` for the estimator.
+    :class:`~pyro_bnn.estimators.LocalReparameterization` for the estimator. The weight that a
+    converted network has both in an embedding and in a decoder meets inputs from both of its sides,
+    which noise of the outputs cannot stand for: it gets flipout.
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local
@@ -53,6 +56,11 @@ class AutoLRT(AutoPosterior):
     """
 
     posterior = staticmethod(partial(NormalPosterior, estimator=LocalReparameterization()))
+
+    def _usual_posterior(self, site: dict[str, Any]) -> PosteriorFactory:
+        prior = site["infer"].get("prior")
+        both = prior is not None and prior.meets_both_sides
+        return AutoFlipout.posterior if both else self.posterior
 
 
 class AutoRadial(AutoPosterior):

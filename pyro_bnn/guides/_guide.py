@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -16,15 +18,15 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._parameter_store import OwnParameters, own_parameters
 from .._validation import nan_arguments
 from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
-from ._initialization import default_scale, init_to_fan_in
-from ._sites import is_handled, module_sites, own_model_parameters
+from ._initialization import checked_state, default_scale, init_to_network, init_to_state
+from ._sites import is_handled, module_sites, own_model_parameters, sample_attributes
 
 PosteriorFactory = Callable[..., Posterior]
 
@@ -44,11 +46,15 @@ class AutoPosterior(AutoGuide):
     Args:
         model: a Pyro model: a PyroModule, which may be inside handlers such as
             ``poutine.block``, or a function.
-        init_loc_fn: initial value of a site, one of Pyro's initialization functions;
-            :func:`init_to_fan_in` by default.
-        init_scale: initial standard deviation of each entry, in unconstrained space. By default
-            :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and 0.1
-            for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
+        init_loc_fn: initial value of a site: one of Pyro's initialization functions; or the
+            ``state_dict`` of a deterministic network, for the weights that are attributes of
+            modules. By default, and for what a ``state_dict`` does not have, the value that a
+            network had when :func:`~pyro_bnn.bayesianize` converted it, or else
+            :func:`init_to_fan_in`.
+        init_scale: initial standard deviation of each entry, in unconstrained space; or a function
+            of the site and its initial value that returns it, such as :func:`init_to_fraction`. By
+            default :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and
+            0.1 for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
         sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
             posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
             the first pattern that fits counts.
@@ -58,7 +64,8 @@ class AutoPosterior(AutoGuide):
         create_plates: as for Pyro's guides.
 
     Raises:
-        ValueError: at construction if ``init_scale`` is not positive; at the first call if the
+        ValueError: at construction if ``init_scale`` is not positive, or ``init_loc_fn`` a
+            ``state_dict`` of another network; at the first call if the
             model has no latent sites, a pattern in ``sites`` fits none, a weight is sampled
             inside a plate that is not in ``plates``, or the call has no observations that tell
             data from latent variables; at any call if an argument has NaN.
@@ -71,17 +78,17 @@ class AutoPosterior(AutoGuide):
         self,
         model: Callable[..., Any],
         *,
-        init_loc_fn: Callable[[dict[str, Any]], Tensor] = init_to_fan_in,
-        init_scale: float | None = None,
+        init_loc_fn: Callable[[dict[str, Any]], Tensor] | Mapping[str, Tensor] | None = None,
+        init_scale: float | Callable[[dict[str, Any], Tensor], float | Tensor] | None = None,
         sites: Mapping[str, PosteriorFactory] | None = None,
         plates: Collection[str] = (),
         allow_nan: bool = False,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if init_scale is not None and not all_positive(init_scale):
+        if init_scale is not None and not callable(init_scale) and not all_positive(init_scale):
             raise ValueError(f"`init_scale` (={init_scale}) must be positive and finite")
         super().__init__(model, create_plates=create_plates)
-        self.init_loc_fn = init_loc_fn
+        self.init_loc_fn = init_loc_fn or init_to_network
         self.init_scale = init_scale
         self.allow_nan = allow_nan
         self._overrides = dict(sites or {})
@@ -92,7 +99,11 @@ class AutoPosterior(AutoGuide):
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
         own_parameters(self)
-        for site in module_sites(model):
+        sites = list(module_sites(model))
+        if isinstance(init_loc_fn, Mapping):
+            state = checked_state(init_loc_fn, model, sites)
+            self.init_loc_fn = partial(init_to_state, state)
+        for site in sites:
             self._weights.add(site["name"])
             if not self._network_plates:
                 self._add(site, self._initial_value(site))
@@ -255,6 +266,13 @@ class AutoPosterior(AutoGuide):
                 "`pyro_bnn.nn.BayesianLinear` or `PyroSample`"
             )
         unused = [p for p in self._overrides if not fnmatch.filter(sites, p)]
+        unread = [name for name in self._names if name in self._weights and name not in sites]
+        if unread:
+            warnings.warn(
+                f"the first run of the model did not read the weights {unread}, so that they will "
+                "not be trained",
+                stacklevel=2,
+            )
         if unused:
             raise ValueError(f"`sites` has patterns {unused} that fit none of {list(sites)}")
 
@@ -286,6 +304,8 @@ class AutoPosterior(AutoGuide):
                 index = torch.arange(full, device=value.device) % frame.size
                 value = value.index_select(dim, index)
         scale = default_scale(site) if self.init_scale is None else self.init_scale
+        if callable(scale):
+            scale = scale(site, value)
         with helpful_support_errors(site):
             posterior = self._make(site, value, scale)
         self._attach(name, posterior)
@@ -294,7 +314,7 @@ class AutoPosterior(AutoGuide):
         name, fn = site["name"], site["fn"]
         return is_real(fn.support) and (name in self._weights or fn.event_dim > 1)
 
-    def _make(self, site: dict[str, Any], value: Tensor, scale: float) -> Posterior:
+    def _make(self, site: dict[str, Any], value: Tensor, scale: float | Tensor) -> Posterior:
         name, fn = site["name"], site["fn"]
         override = self._override(name)
         if override is not None:
@@ -305,8 +325,11 @@ class AutoPosterior(AutoGuide):
                 )
             return override(value, scale, event_dim=fn.event_dim)
         if self._is_weight(site):
-            return self.posterior(value, scale, event_dim=fn.event_dim)
+            return self._usual_posterior(site)(value, scale, event_dim=fn.event_dim)
         return ConstrainedPosterior(value, scale, fn.event_dim, support=fn.support)
+
+    def _usual_posterior(self, site: dict[str, Any]) -> PosteriorFactory:
+        return self.posterior
 
     def _override(self, name: str) -> PosteriorFactory | None:
         fits = (p for p in self._overrides if fnmatch.fnmatchcase(name, p))
@@ -363,3 +386,23 @@ class AutoPosterior(AutoGuide):
             new._model = (memo.get(id(model), model),)
             own_model_parameters(new._model[0])
         return new
+
+
+def check_posteriors(net: nn.Module, guide: AutoPosterior) -> None:
+    """Checks that a network has random weights, and the guide posteriors for them."""
+    if not isinstance(guide, AutoPosterior):
+        raise TypeError(
+            f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
+            "`AutoLRT(net)`"
+        )
+    names = [name for name, *_ in sample_attributes(net)]
+    if not names:
+        raise ValueError(
+            "`net` has no random weights: give it priors, say by `pyro_bnn.bayesianize(net)`"
+        )
+    missing = [name for name in names if name not in set(guide)]
+    if missing:
+        raise ValueError(
+            f"`guide` has no posteriors for the sites {missing} of `net`: build it from the "
+            "network, or from a model that contains it"
+        )

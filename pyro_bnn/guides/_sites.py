@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger, _bound_partial
 from torch import nn
 
 from .._parameter_store import own_parameters
+from ..nn._prior import Prior
 
 
 def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
@@ -28,7 +29,8 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
             inside handlers such as ``poutine.block``.
 
     Yields:
-        The ``pyro.sample`` messages, with ``name``, ``fn``, ``infer`` and so on.
+        The ``pyro.sample`` messages, with ``name``, ``fn`` and so on; ``infer["prior"]`` is the
+        module of the prior, if there is one.
 
     Raises:
         ValueError: if PyroModules sit inside a module that is none, where Pyro would give them
@@ -36,18 +38,39 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
     """
     handlers, function = _unwrap(model)
     for root in _referred_modules(function):
-        for name, _, _, fn in sample_attributes(root):
-            yield from _latent_sites(handlers, name, fn)
+        for name, module, key, fn in sample_attributes(root):
+            yield from _latent_sites(handlers, name, fn, getattr(module, key + "_prior", None))
 
 
 def sample_attributes(root: nn.Module) -> Iterator[tuple[str, PyroModule, str, Any]]:
     """Full name, module, key and prior of each PyroSample attribute that is random."""
     for owner in pyro_modules(root):
-        samples: dict[str, Any] = dict(owner._pyro_samples)
-        for key, prior in samples.items():
-            fn = prior if hasattr(prior, "sample") else prior(owner)
-            if not isinstance(fn, torch.Tensor):  # a deterministic function of other sites
-                yield _make_name(owner._pyro_name, key), owner, key, fn
+        for key, fn in own_samples(owner):
+            yield _make_name(owner._pyro_name, key), owner, key, fn
+
+
+def own_samples(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Key and prior of the PyroSample attributes of a module that are random."""
+    for key, prior in dict(vars(module).get("_pyro_samples", {})).items():
+        fn = prior if hasattr(prior, "sample") else prior(module)
+        if not isinstance(fn, torch.Tensor):  # a deterministic function of other sites
+            yield key, fn
+
+
+def own_state(model: Callable[..., Any]) -> dict[str, torch.Tensor]:
+    """The deterministic parameters and buffers of a model's modules, by name."""
+    roots = [m for m in _referred_modules(_unwrap(model)[1]) if isinstance(m, nn.Module)]
+    return {name: value for root in roots for name, value in root.state_dict().items()}
+
+
+def tied_sites(model: Callable[..., Any]) -> dict[str, str]:
+    """The sites that converted modules share with others, by the names of their own attributes."""
+    return {
+        _make_name(module._pyro_name, key): _make_name(owner._pyro_name, own_key)
+        for root in _referred_modules(_unwrap(model)[1])
+        for module in pyro_modules(root)
+        for key, (owner, own_key) in vars(module).get("_ties", {}).items()
+    }
 
 
 def own_model_parameters(model: Callable[..., Any]) -> None:
@@ -111,9 +134,11 @@ def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
             return handlers, model
 
 
-def _latent_sites(handlers: list[Messenger], name: str, fn: Any) -> Iterator[Any]:
+def _latent_sites(handlers: list[Messenger], name: str, fn: Any, prior: Any) -> Iterator[Any]:
+    infer = {"prior": prior} if isinstance(prior, Prior) else {}
+
     def statement() -> None:
-        pyro.sample(name, fn)
+        pyro.sample(name, fn, infer=infer)
 
     wrapped: Callable[[], None] = InitMessenger(_placeholder)(statement)
     for handler in reversed(handlers):

@@ -10,7 +10,7 @@ from ._conv import (
 )
 from ._embedding import BayesianEmbedding
 from ._linear import BayesianLinear
-from ._recurrent import BayesianGRU, BayesianLSTM
+from ._recurrent import BayesianGRU, BayesianLSTM, BayesianRNN
 
 __all__ = [
     "BayesianConv1d",
@@ -23,4 +23,5 @@ __all__ = [
     "BayesianGRU",
     "BayesianLSTM",
     "BayesianLinear",
+    "BayesianRNN",
 ]

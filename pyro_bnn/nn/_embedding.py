@@ -26,7 +26,7 @@ class BayesianEmbedding(
     Args:
         num_embeddings: number of rows.
         embedding_dim: size of a row.
-        padding_idx: index whose output is zero, whatever the weight.
+        padding_idx: index whose output is the buffer ``padding_row``, zero, whatever the weight.
         max_norm, norm_type: rows with a larger norm are scaled down to it, in the output.
         scale_grad_by_freq, device, dtype: of ``nn.Embedding``.
         sparse: must be False, since the divergence from the prior reaches all rows.
@@ -49,7 +49,14 @@ class BayesianEmbedding(
                 f"`sparse` (={self.sparse}) must be False: the divergence from the prior has a "
                 "gradient in all rows, looked up or not"
             )
+        padding = None if self.padding_idx is None else torch.zeros_like(self.weight)
         super()._sample_parameters(*priors)
+        self.keep_padding(padding)
+
+    def keep_padding(self, weight: Tensor | None) -> None:
+        """Gives the padding its row in a weight, whatever is drawn; without one, what is drawn."""
+        keeps = weight is not None and self.padding_idx is not None
+        self.register_buffer("padding_row", weight[self.padding_idx].clone() if keeps else None)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
@@ -62,11 +69,12 @@ class BayesianEmbedding(
     def forward(self, input: Tensor) -> Tensor:
         options = {"scale_grad_by_freq": self.scale_grad_by_freq}
         rows = F.embedding(input, self.weight, self.padding_idx, **options)
+        if self.padding_row is not None:
+            is_padding = (input == self.padding_idx).unsqueeze(-1)
+            rows = torch.where(is_padding, self.padding_row, rows)
         if self.max_norm is not None:  # torch would change the weight
             norm = torch.linalg.vector_norm(rows, self.norm_type, -1, keepdim=True)
             rows = torch.where(norm > self.max_norm, rows * (self.max_norm / (norm + 1e-7)), rows)
-        if self.padding_idx is not None:
-            rows = rows.masked_fill((input == self.padding_idx).unsqueeze(-1), 0.0)
         return rows
 
     def _fan_in(self, weight: Tensor) -> int:

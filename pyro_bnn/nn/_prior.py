@@ -28,14 +28,30 @@ class Prior(PyroModule):
         weight: gives shape, dtype and device.
         fan_in: number of inputs of the weight, for rules.
         name: what errors call the argument.
+        initial: where posteriors start by default, the value that a converted network had.
+
+    Attributes:
+        meets_both_sides: whether the weight is used both as it is and transposed, as that of an
+            embedding and the decoder tied to it.
 
     Raises:
         TypeError: if ``prior`` is neither a distribution nor a rule that returns one.
         ValueError: if it does not broadcast to the shape of the weight.
     """
 
-    def __init__(self, prior: Distribution | Rule, weight: Tensor, fan_in: int, name: str) -> None:
+    initial: Tensor | None
+
+    def __init__(
+        self,
+        prior: Distribution | Rule,
+        weight: Tensor,
+        fan_in: int,
+        name: str,
+        initial: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.register_buffer("initial", initial, persistent=False)
+        self.meets_both_sides = False
         made = prior
         if not isinstance(prior, Distribution) and callable(prior):
             made = prior(weight.shape, fan_in)
@@ -85,7 +101,7 @@ class Prior(PyroModule):
 
     def _bind(self) -> None:
         """Points the distribution at the buffers; again whenever these are other tensors."""
-        buffers = {name: b for name, b in self._buffers.items() if b is not None}
+        buffers = {name: b for name, b in self._buffers.items() if name in self._paths}
         self._template = self._rebuilt(buffers)
         self._bound = None if self._pyro_params else self._expanded(self._template)
 

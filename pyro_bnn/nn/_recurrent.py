@@ -20,6 +20,15 @@ class _Recurrent:
     def __setattr__(self, name: str, value: Any) -> None:
         super(nn.RNNBase, self).__setattr__(name, value)  # type: ignore[misc]
 
+    @property
+    def _flat_weights(self: Any) -> list[Any]:
+        names = self._flat_weights_names
+        return self.__dict__.get("_read_weights") or [getattr(self, name) for name in names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: Any) -> None:
+        pass
+
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs: list[Any] = []
 
@@ -28,7 +37,12 @@ class _Recurrent:
 
     @torch.compiler.disable  # which does not take torch's recurrent layers in either
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        # Read once, since a weight may be the result of a computation.
+        self.__dict__["_read_weights"] = self._flat_weights
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            del self.__dict__["_read_weights"]
 
     def flatten_parameters(self) -> None:
         """Does nothing: draws are new tensors in each forward pass."""
@@ -98,6 +112,26 @@ class BayesianGRU(
 
     Example:
         >>> outputs, h = BayesianGRU(3, 8)(torch.ones(20, 5, 3))
+        >>> outputs.shape, h.shape
+        (torch.Size([20, 5, 8]), torch.Size([1, 5, 8]))
+    """
+
+
+class BayesianRNN(
+    _Recurrent,
+    BayesianLayer,
+    PyroModule[nn.RNN],  # type: ignore[type-arg]
+    without=("proj_size",),
+):
+    r"""``torch.nn.RNN`` with random weights, drawn once for a sequence.
+
+    .. math:: h_t = \phi(W_i x_t + b_i + W_h h_{t-1} + b_h)
+
+    with :math:`\phi` tanh or, by ``nonlinearity="relu"``, ReLU. Arguments (but for ``proj_size``),
+    sites, estimators and errors are those of :class:`BayesianLSTM`.
+
+    Example:
+        >>> outputs, h = BayesianRNN(3, 8, nonlinearity="relu")(torch.ones(20, 5, 3))
         >>> outputs.shape, h.shape
         (torch.Size([20, 5, 8]), torch.Size([1, 5, 8]))
     """

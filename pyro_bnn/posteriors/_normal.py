@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
@@ -90,6 +91,10 @@ class ConstrainedPosterior(NormalPosterior):
         transform = biject_to(self._known_support()).with_cache()
         transformed = dist.TransformedDistribution(self.base(), transform, validate_args=False)
         return transformed.to_event(self.constrained_event_dim - transformed.event_dim)
+
+    @torch.no_grad()
+    def as_prior(self) -> dist.TorchDistribution:
+        return self.distribution()
 
     def median(self) -> Tensor:
         return biject_to(self._known_support())(super().median())

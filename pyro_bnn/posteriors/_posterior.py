@@ -71,6 +71,11 @@ class Posterior(PyroModule):
         """
         return Estimated(self.base(), self.event_dim, Shared() if shared else self.estimator)
 
+    @torch.no_grad()
+    def as_prior(self) -> dist.TorchDistribution:
+        """The distribution of the weight as it is now, for the prior of another model."""
+        return self.base()
+
     def median(self) -> Tensor:
         """The median of each entry, shape of the weight."""
         return self._read("loc").detach().clone()

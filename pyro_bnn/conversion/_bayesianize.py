@@ -1,0 +1,306 @@
+"""Any torch network, made Bayesian."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from pyro.nn import PyroModule
+from pyro.nn.module import _Context, _make_name
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.parameter import is_lazy
+
+from .._parameter_store import own_parameters
+from ..guides import AutoPosterior
+from ..nn import BayesianEmbedding
+from ..nn._layer import DEFAULT_BIAS_PRIOR, DEFAULT_PRIOR, SitePrior
+from ..nn._prior import Prior, Rule
+from ..posteriors import Posterior
+from ..priors import Pretrained
+from ._classes import bayesian_class
+from ._weights import Network, Selector, Weight, copied, select, weights
+
+AnyPrior: TypeAlias = Distribution | Rule | Posterior
+
+
+def bayesianize(
+    net: Network,
+    prior: AnyPrior | Mapping[str, AnyPrior] | AutoPosterior | None = None,
+    bias_prior: AnyPrior | None = None,
+    where: Selector | Iterable[Selector] | None = None,
+    *,
+    inplace: bool = False,
+) -> Network:
+    """Gives the parameters of a torch network priors, so that it is a Pyro model for any guide.
+
+    Modules keep their identity, attributes, buffers, hooks and modes; only their classes become
+    those of :mod:`pyro_bnn.nn` and of ``PyroModule[...]``. What is not converted stays a parameter,
+    frozen if it was frozen. Weights that several modules share are one site, with one divergence.
+    A guide starts at the values that the network had (see ``init_loc_fn`` of
+    :class:`~pyro_bnn.guides.AutoPosterior`).
+
+    A network that has priors already gets others where they are given, so that the posteriors of
+    one task become the priors of the next by ``bayesianize(net, prior=guide)``.
+
+    Args:
+        net: any torch module, on any device, of any floating dtype.
+        prior: prior of the weights: a distribution or rule, as for the layers of
+            :mod:`pyro_bnn.nn`; a mapping to them from names or patterns (``"encoder.*"``), of which
+            the first that fits counts; or a guide, whose posteriors become the priors, by name. For
+            modules that are none of torch's, rules count as inputs what ``weight.shape[1:]`` does.
+        bias_prior: likewise for parameters with "bias" in their names.
+        where: which parameters; by default all but those of normalisation layers (classes with
+            "Norm" in their names) and frozen ones (``requires_grad=False``). One or several of:
+
+            - a class of modules, ``nn.Linear``;
+            - a name or pattern of parameters or modules, ``"encoder.*.weight"``;
+            - ``"last_layer"``, the last module in order of registration that is no normalisation;
+            - a parameter or module itself, ``net.head``;
+            - a function of the full name of a parameter and its module.
+
+            Names and modules pass over normalisation layers, unless they fit nothing else. Frozen
+            parameters stay as they are in any case.
+        inplace: convert the network itself, not a copy.
+
+    Returns:
+        The converted network.
+
+    Raises:
+        TypeError: if a module cannot be converted (its path, the reason and the way out are
+            named), if ``where`` has no selector, or a prior is neither a distribution nor a rule.
+        ValueError: if ``where`` or a pattern of ``prior`` fits nothing, or a prior does not
+            broadcast to its weight.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> list(AutoLRT(bayesianize(net)))
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+        >>> list(AutoLRT(bayesianize(net, where="last_layer")))
+        ['2.weight', '2.bias']
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"`net` (={type(net).__name__}) must be a torch.nn.Module")
+    chosen = select(net, where)
+    _check_convertible(net, chosen)
+    # Priors are made before anything changes, since making them may fail.
+    priors = _priors(chosen, prior, bias_prior)
+    if not inplace:
+        net = copied(net)
+        named = {weight.name: weight for weight in weights(net)}
+        chosen = [named[weight.name] for weight in chosen]
+    _convert_classes(net, chosen)
+    for weight in chosen:
+        if weight.name in priors:
+            _make_random(weight, priors[weight.name])
+    _join(net)
+    return net
+
+
+def _priors(
+    chosen: list[Weight],
+    prior: AnyPrior | Mapping[str, AnyPrior] | AutoPosterior | None,
+    bias_prior: AnyPrior | None,
+) -> dict[str, Prior]:
+    """The new priors by name; none for sites that keep theirs."""
+    if bias_prior is not None and not any(weight.is_bias for weight in chosen):
+        raise ValueError(f"`bias_prior` (={bias_prior!r}) is given, but no bias is converted")
+    rules: Mapping[str, AnyPrior] | None = None
+    if isinstance(prior, AutoPosterior):
+        rules = {name: prior[name] for name in prior}
+        missing = [weight.name for weight in chosen if weight.name not in rules]
+        if missing:
+            raise ValueError(
+                f"`prior` is a guide without posteriors for {missing}: leave these out by `where`, "
+                "or give a mapping from names to `guide[name]` and other priors"
+            )
+    elif isinstance(prior, Mapping):
+        rules = prior
+    if rules is not None:
+        names = [weight.name for weight in chosen]
+        unused = [pattern for pattern in rules if not fnmatch.filter(names, pattern)]
+        if unused:
+            raise ValueError(f"`prior` has {unused}, which fit none of the weights {names}")
+    made = {}
+    for weight in chosen:
+        given: Any = bias_prior if weight.is_bias else prior
+        if rules is not None and not (weight.is_bias and bias_prior is not None):
+            fits = [p for p in rules if fnmatch.fnmatchcase(weight.name, p)]
+            given = rules[fits[0]] if fits else None
+        if given is None and weight.parameter is None:
+            continue
+        if given is None:
+            given = DEFAULT_BIAS_PRIOR if weight.is_bias else DEFAULT_PRIOR
+        made[weight.name] = _prior(weight, given)
+    return made
+
+
+def _prior(weight: Weight, given: Any) -> Prior:
+    module, key = weight.module, weight.key
+    old = getattr(module, key + "_prior", None)
+    if weight.parameter is not None:
+        like = initial = weight.parameter.detach()
+    else:
+        like, initial = _sample(module, key), getattr(old, "initial", None)
+    if isinstance(given, Pretrained):
+        if initial is None:
+            raise TypeError(f"`{weight.name}` is a site already, without a trained value")
+        given = given.around(initial)
+    if isinstance(given, Posterior):
+        given, initial = given.as_prior(), given.median()
+    sized = module._parameters.get(key.replace("bias", "weight"))
+    sized = like if sized is None else sized
+    cls: Any = bayesian_class(type(module))
+    fan_in = cls._fan_in(module, sized)
+    argument = "bias_prior" if weight.is_bias else "prior"
+    new = Prior(given, like, fan_in, argument, None if initial is None else initial.clone())
+    looked_up = {isinstance(m, nn.Embedding) for _, m, _ in weight.places}
+    new.meets_both_sides = len(looked_up) > 1
+    return new
+
+
+def _sample(module: Any, key: str) -> Tensor:
+    prior = module._pyro_samples[key]
+    fn: Any = prior if hasattr(prior, "sample") else prior(module)
+    return fn.sample()
+
+
+# What cannot be converted.
+
+
+def _check_convertible(net: nn.Module, chosen: list[Weight]) -> None:
+    for path, module in net.named_modules():
+        reason = _obstacle(module)
+        if reason:
+            raise TypeError(f"`{path or 'net'}`, a {type(module).__name__}, {reason}")
+    for weight in chosen:
+        for path, module, key in weight.places:
+            reason = _reason(module, key, weight)
+            if reason:
+                raise TypeError(
+                    f"`{path or 'net'}`, a {type(module).__name__}, cannot have a random "
+                    f"`{key}`: {reason}. Leave it deterministic by `where=lambda name, module: "
+                    f'name != "{weight.name}"`, or by another `where`'
+                )
+    _check_references(net, {id(w.parameter): w for w in chosen if w.parameter is not None})
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a network with this module cannot be converted, whatever its parameters."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is compiled by TorchScript: convert the network that it was made of"
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "copies or registers parameters by itself: convert its `.module` before wrapping it"
+    if type(module).__name__ == "OptimizedModule":
+        return "is compiled: convert the network first, and compile it then"
+    return None
+
+
+def _reason(module: nn.Module, key: str, weight: Weight) -> str | None:
+    """Why an attribute of a module cannot be random."""
+    parameter = weight.parameter
+    if parameter is not None and is_lazy(parameter):
+        return "it has no shape yet; run the network once, so that it gets one"
+    if parameter is not None and not parameter.is_floating_point():
+        return f"its dtype is {parameter.dtype}, and priors are over real numbers"
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    is_parametrization = isinstance(module, nn.utils.parametrize.ParametrizationList)
+    if isinstance(module, containers) and not is_parametrization:
+        return "the priors would be among the modules that it goes through"
+    if not isinstance(getattr(module, key + "_prior", None), (Prior, type(None))):
+        return f"it has another attribute `{key}_prior`"
+    if getattr(module, "sparse", False) is True:
+        return "it is `sparse`, but the divergence from the prior has a gradient in all rows"
+    if getattr(module, "max_norm", None) is not None:
+        cls = type(module) if parameter is None else bayesian_class(type(module))
+        if not issubclass(cls, BayesianEmbedding):
+            return "its `max_norm` would change the drawn weight in place"
+    return None
+
+
+def _check_references(net: nn.Module, chosen: dict[int, Weight]) -> None:
+    """Refuses parameters that a module also keeps where Pyro cannot draw them."""
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            if name in _REGISTRIES or (isinstance(module, nn.RNNBase) and name == "_flat_weights"):
+                continue
+            for tensor in _tensors_in(value):
+                if id(tensor) in chosen:
+                    weight = chosen[id(tensor)]
+                    raise TypeError(
+                        f"`{path or 'net'}`, a {type(module).__name__}, keeps the parameter "
+                        f"`{weight.name}` in its attribute `{name}` too, where no draw can take "
+                        f"its place. Read it as an attribute, or leave it deterministic by "
+                        f'`where=lambda name, module: name != "{weight.name}"`'
+                    )
+
+
+_REGISTRIES = {"_parameters", "_buffers", "_modules", "_ties", "_pyro_samples", "_pyro_params"}
+
+
+def _tensors_in(value: Any, depth: int = 3) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, set, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item, depth - 1)
+
+
+# Conversion.
+
+
+def _convert_classes(net: nn.Module, chosen: list[Weight]) -> None:
+    """Makes Pyro modules of all that have parameters, and of all that these are in."""
+    random = {id(module) for weight in chosen for _, module, _ in weight.places}
+    for module in [m for m in net.modules() if _has_weights(m)]:
+        if id(module) in random:
+            module.__class__ = bayesian_class(type(module))
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
+        elif not isinstance(module, PyroModule):
+            module.__class__ = PyroModule[type(module)]
+        if isinstance(module, nn.RNNBase):  # Pyro's class reads the attributes themselves
+            vars(module).pop("_flat_weights", None)
+        for name, make in _PYRO_STATE.items():
+            vars(module).setdefault(name, make())
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(m._parameters or vars(m).get("_pyro_samples") for m in module.modules())
+
+
+_PYRO_STATE: dict[str, Any] = {
+    "_pyro_name": str,
+    "_pyro_context": _Context,
+    "_pyro_params": OrderedDict,
+    "_pyro_samples": OrderedDict,
+}
+
+
+def _make_random(weight: Weight, prior: Prior) -> None:
+    module: Any
+    owner: Any = weight.module
+    owner._modules[weight.key + "_prior"] = prior
+    owner._pyro_samples[weight.key] = SitePrior(weight.key + "_prior")
+    for _, module, key in weight.places:
+        if module._parameters.pop(key, None) is not None and isinstance(module, BayesianEmbedding):
+            # A row that other modules share is as live as theirs.
+            module.keep_padding(prior.initial if len(weight.places) == 1 else None)
+        if (module, key) != (owner, weight.key):
+            vars(module).setdefault("_ties", {})[key] = (owner, weight.key)
+
+
+def _join(net: Any) -> None:
+    """Gives all Pyro modules of a network their names, and one context."""
+    if not isinstance(net, PyroModule):
+        return
+    root, context = net._pyro_name, net._pyro_context
+    for path, module in net.named_modules():
+        if isinstance(module, PyroModule):
+            module._pyro_name = _make_name(root, path) if path else root
+            module._pyro_context = context
+    if not root:
+        own_parameters(net)

@@ -1,0 +1,69 @@
+"""Classes of modules: torch's, Pyro's of the same computation, and those with random weights."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pyro.nn import PyroModule
+from pyro.nn.module import _PyroModuleMeta
+from torch import nn
+
+from .. import nn as layers
+from ..nn._layer import BayesianLayer
+
+
+def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The plain class that computes what a Pyro class does; None if there is none.
+
+    There is one for what this library and ``PyroModule[...]`` make, and for their subclasses that
+    leave the computation alone; a network whose forward is written in a PyroModule has none.
+    """
+    if not issubclass(cls, PyroModule):
+        return cls
+    plain: Any = next(c for c in cls.__mro__ if _is_plain(c))
+    own = [c for c in cls.__mro__[: cls.__mro__.index(plain)] if "forward" in vars(c)]
+    is_ours = all(c.__module__.startswith(layers.__name__) for c in own)
+    return plain if is_ours and plain is not nn.Module else None
+
+
+@cache
+def bayesian_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a module's class whose parameters may be random."""
+    if issubclass(cls, BayesianLayer):
+        return cls
+    if cls in _PyroModuleMeta._pyro_mixin_cache.values():
+        cls = torch_class(cls) or cls
+    base = _layer(cls)
+    if base is not None and torch_class(base) is cls:
+        return base
+    bases = ((base,) if base is not None else (BayesianLayer,)) + (PyroModule[cls],)  # type: ignore[index]
+    name = "Bayesian" + cls.__name__.removeprefix("Pyro")
+    members = {"__reduce__": _reduce, "__module__": cls.__module__, "_converted": cls}
+    return type(name, bases, members)
+
+
+def _layer(cls: type[nn.Module]) -> Any:
+    """The layer of this library for a class of torch's, or for one that computes like it."""
+    for name in layers.__all__:
+        layer = getattr(layers, name)
+        plain: Any = torch_class(layer)
+        # A layer with a forward of its own would replace that of the class.
+        same = cls.forward is plain.forward or "forward" not in vars(layer)
+        if issubclass(cls, plain) and same:
+            return layer
+    return None
+
+
+def _is_plain(cls: type) -> bool:
+    return issubclass(cls, nn.Module) and not issubclass(cls, PyroModule)
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    # The class has no name to be found by, as that of a layer has.
+    return _new, (self._converted,), self.__getstate__()
+
+
+def _new(cls: type[nn.Module]) -> Any:
+    new = bayesian_class(cls)
+    return new.__new__(new)
