@@ -1,7 +1,7 @@
 """Bayesian neural networks for Pyro."""
 
 from . import compat, distributions, estimators, guides, infer, nn, posteriors, priors
-from .conversion import bayesianize, to_deterministic
+from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,5 +14,8 @@ __all__ = [
     "nn",
     "posteriors",
     "priors",
+    "prune",
+    "pruning_masks",
+    "summary",
     "to_deterministic",
 ]

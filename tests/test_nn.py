@@ -39,7 +39,7 @@ def test_every_layer_has_a_row():
 
 
 def test_every_prior_has_a_row():
-    assert set(PRIORS) == set(priors.__all__)
+    assert set(PRIORS) | {"Pretrained"} == set(priors.__all__)
 
 
 @VARIANTS
@@ -273,7 +273,9 @@ def test_signature_is_torchs_and_the_priors(row):
     expected = row.torch if not row.is_recurrent else nn.RNNBase
     left_out = {"mode", "_weight", "_freeze"}
     torchs = [name for name in inspect.signature(expected).parameters if name not in left_out]
-    if row.torch is nn.GRU:
+    if row.torch is nn.RNN:
+        torchs.insert(3, "nonlinearity")
+    if row.torch in (nn.GRU, nn.RNN):
         torchs.remove("proj_size")
     assert shown[: len(torchs)] == torchs
     assert shown[len(torchs) :] == ["prior", "bias_prior"][: 1 if row.num_embeddings else 2]

@@ -140,11 +140,12 @@ def _priors(
 
 def _prior(weight: Weight, given: Any) -> Prior:
     module, key = weight.module, weight.key
-    old = getattr(module, key + "_prior", None)
+    initial: Tensor | None
     if weight.parameter is not None:
         like = initial = weight.parameter.detach()
     else:
-        like, initial = _sample(module, key), getattr(old, "initial", None)
+        like = _sample(module, key)
+        initial = getattr(getattr(module, key + "_prior", None), "initial", None)
     if isinstance(given, Pretrained):
         if initial is None:
             raise TypeError(f"`{weight.name}` is a site already, without a trained value")
@@ -152,9 +153,7 @@ def _prior(weight: Weight, given: Any) -> Prior:
     if isinstance(given, Posterior):
         given, initial = given.as_prior(), given.median()
     sized = module._parameters.get(key.replace("bias", "weight"))
-    sized = like if sized is None else sized
-    cls: Any = bayesian_class(type(module))
-    fan_in = cls._fan_in(module, sized)
+    fan_in = bayesian_class(type(module))._fan_in(module, like if sized is None else sized)
     argument = "bias_prior" if weight.is_bias else "prior"
     new = Prior(given, like, fan_in, argument, None if initial is None else initial.clone())
     looked_up = {isinstance(m, nn.Embedding) for _, m, _ in weight.places}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from pyro.nn import PyroModule
@@ -11,6 +10,8 @@ from torch import nn
 
 from .. import nn as layers
 from ..nn._layer import BayesianLayer
+
+_BAYESIAN: dict[type, Any] = {}
 
 
 def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
@@ -22,14 +23,18 @@ def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     if not issubclass(cls, PyroModule):
         return cls
     plain: Any = next(c for c in cls.__mro__ if _is_plain(c))
-    own = [c for c in cls.__mro__[: cls.__mro__.index(plain)] if "forward" in vars(c)]
-    is_ours = all(c.__module__.startswith(layers.__name__) for c in own)
-    return plain if is_ours and plain is not nn.Module else None
+    written = [c for c in cls.__mro__[: cls.__mro__.index(plain)] if not _is_made(c)]
+    return None if plain is nn.Module or any("forward" in vars(c) for c in written) else plain
 
 
-@cache
-def bayesian_class(cls: type[nn.Module]) -> type[nn.Module]:
+def bayesian_class(cls: Any) -> Any:
     """The subclass of a module's class whose parameters may be random."""
+    if cls not in _BAYESIAN:
+        _BAYESIAN[cls] = _derived(cls)
+    return _BAYESIAN[cls]
+
+
+def _derived(cls: Any) -> Any:
     if issubclass(cls, BayesianLayer):
         return cls
     if cls in _PyroModuleMeta._pyro_mixin_cache.values():
@@ -37,7 +42,7 @@ def bayesian_class(cls: type[nn.Module]) -> type[nn.Module]:
     base = _layer(cls)
     if base is not None and torch_class(base) is cls:
         return base
-    bases = ((base,) if base is not None else (BayesianLayer,)) + (PyroModule[cls],)  # type: ignore[index]
+    bases = ((base,) if base is not None else (BayesianLayer,)) + (PyroModule[cls],)
     name = "Bayesian" + cls.__name__.removeprefix("Pyro")
     members = {"__reduce__": _reduce, "__module__": cls.__module__, "_converted": cls}
     return type(name, bases, members)
@@ -53,6 +58,12 @@ def _layer(cls: type[nn.Module]) -> Any:
         if issubclass(cls, plain) and same:
             return layer
     return None
+
+
+def _is_made(cls: type) -> bool:
+    """Whether a class is this library's, or one that Pyro or it has made of another."""
+    is_pyros = cls in _PyroModuleMeta._pyro_mixin_cache.values()
+    return is_pyros or "_converted" in vars(cls) or cls.__module__.startswith(layers.__name__)
 
 
 def _is_plain(cls: type) -> bool:

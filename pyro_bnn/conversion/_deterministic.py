@@ -34,7 +34,7 @@ def to_deterministic(
         net: a network with random weights, of torch's modules, this library's, ``PyroModule[...]``,
             or what :func:`~pyro_bnn.bayesianize` made of others.
         guide: a guide of it, or of a model that it is part of.
-        draw: values by site name, as ``guide()`` returns them. By default each weight is the mean
+        draw: values by site name, as a call of the guide returns them. By default each weight is the mean
             of its posterior (the median where a prior has a constraint).
 
     Returns:
@@ -48,8 +48,10 @@ def to_deterministic(
     Example:
         >>> net = bayesianize(torch.nn.Linear(3, 2))
         >>> guide = AutoLRT(net)
-        >>> to_deterministic(net, guide), to_deterministic(net, guide, draw=guide())
-        (Linear(in_features=3, out_features=2, bias=True), Linear(in_features=3, ...))
+        >>> to_deterministic(net, guide)
+        Linear(in_features=3, out_features=2, bias=True)
+        >>> to_deterministic(net, guide, draw=guide(torch.ones(5, 3)))
+        Linear(in_features=3, out_features=2, bias=True)
     """
     check_posteriors(net, guide)
     for path, module in net.named_modules():
@@ -98,7 +100,7 @@ def _value(
     if draw is None:
         return guide[name].center()
     if name not in draw:
-        raise ValueError(f"`draw` has no value for the site `{name}`: give one, as `guide()` does")
+        raise ValueError(f"`draw` has no value for the site `{name}`: give one, as the guide does")
     value = plain(draw[name])
     if value.numel() != shape.numel():
         raise ValueError(

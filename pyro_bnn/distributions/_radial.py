@@ -34,6 +34,8 @@ class Radial(TorchDistribution):
         scale: scale of the noise before it is divided by its length, positive, broadcastable
             with ``loc``.
         event_dim: number of rightmost dimensions that share one radius; 0 gives a Normal.
+        kept: mask of the event's shape; where it is false, the value is the mean, and no part of
+            the distribution: :math:`D` counts the others, and the density is theirs.
         validate_args: as in ``torch.distributions``.
 
     Raises:
@@ -56,6 +58,7 @@ class Radial(TorchDistribution):
         scale: Tensor | float,
         event_dim: int,
         *,
+        kept: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
@@ -67,6 +70,8 @@ class Radial(TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
         split = self.loc.dim() - event_dim
         shape = self.loc.shape
+        self._kept = kept
+        self._size = shape[split:].numel() if kept is None else int(kept.sum())
         super().__init__(shape[:split], shape[split:], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
@@ -79,14 +84,15 @@ class Radial(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        return self.scale.square() / self.event_shape.numel()
+        variance = self.scale.square() / max(1, self._size)
+        return variance if self._kept is None else variance * self._kept
 
     def expand(self, batch_shape, _instance=None) -> Radial:
         new = self._get_checked_instance(Radial, _instance)
         batch_shape = torch.Size(batch_shape)
         new.loc = self.loc.expand(batch_shape + self.event_shape)
         new.scale = self.scale.expand(batch_shape + self.event_shape)
-        new._drawn = None
+        new._kept, new._size, new._drawn = self._kept, self._size, None
         super(Radial, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -98,6 +104,8 @@ class Radial(TorchDistribution):
         """Noise of mean 0 and scale 1: a uniform direction times the absolute value of a Normal."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        if self._kept is not None:
+            noise = noise * self._kept
         length = self._norm(noise)
         return noise * (torch.randn_like(length).abs() / length)
 
@@ -114,7 +122,7 @@ class Radial(TorchDistribution):
             noise = self._drawn[1]
         else:
             noise = (value - self.loc) / self.scale
-        size = self.event_shape.numel()
+        size = self._size
         squared = self._sum(noise.square())
         density = -0.5 * squared - self._log_constant()
         if size > 1:  # the term is 0 log 0 at the centre of a single entry
@@ -126,12 +134,12 @@ class Radial(TorchDistribution):
 
     def _log_constant(self) -> float:
         """Log of sqrt(2 pi) A_D / 2, with the area A_D of the unit sphere in D dimensions."""
-        size = self.event_shape.numel()
+        size = self._size
         log_area = math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
         return log_area - math.log(2) + 0.5 * math.log(2 * math.pi)
 
     def _standard_entropy(self) -> float:
-        size = self.event_shape.numel()
+        size = self._size
         return 0.5 + self._log_constant() - 0.5 * (size - 1) * (_EULER_GAMMA + math.log(2))
 
     def _norm(self, noise: Tensor) -> Tensor:
@@ -141,11 +149,12 @@ class Radial(TorchDistribution):
         return torch.linalg.vector_norm(noise, dim=dims, keepdim=True)
 
     def _sum(self, x: Tensor) -> Tensor:
+        x = x if self._kept is None else torch.where(self._kept, x, 0)
         return x.sum(tuple(range(-self.event_dim, 0))) if self.event_shape else x
 
 
 def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
-    size = q.event_shape.numel()
+    size = q._size
     cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
     return q._sum((scale / q.scale).log() + cross) + constant

@@ -88,7 +88,6 @@ class AutoPosterior(AutoGuide):
         if init_scale is not None and not callable(init_scale) and not all_positive(init_scale):
             raise ValueError(f"`init_scale` (={init_scale}) must be positive and finite")
         super().__init__(model, create_plates=create_plates)
-        self.init_loc_fn = init_loc_fn or init_to_network
         self.init_scale = init_scale
         self.allow_nan = allow_nan
         self._overrides = dict(sites or {})
@@ -99,11 +98,11 @@ class AutoPosterior(AutoGuide):
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
         own_parameters(self)
-        sites = list(module_sites(model))
+        known = list(module_sites(model))
         if isinstance(init_loc_fn, Mapping):
-            state = checked_state(init_loc_fn, model, sites)
-            self.init_loc_fn = partial(init_to_state, state)
-        for site in sites:
+            init_loc_fn = partial(init_to_state, checked_state(init_loc_fn, model, known))
+        self.init_loc_fn = init_loc_fn or init_to_network
+        for site in known:
             self._weights.add(site["name"])
             if not self._network_plates:
                 self._add(site, self._initial_value(site))
@@ -303,9 +302,8 @@ class AutoPosterior(AutoGuide):
                 dim = frame.dim - fn.event_dim
                 index = torch.arange(full, device=value.device) % frame.size
                 value = value.index_select(dim, index)
-        scale = default_scale(site) if self.init_scale is None else self.init_scale
-        if callable(scale):
-            scale = scale(site, value)
+        scale: Any = default_scale(site) if self.init_scale is None else self.init_scale
+        scale = scale(site, value) if callable(scale) else scale
         with helpful_support_errors(site):
             posterior = self._make(site, value, scale)
         self._attach(name, posterior)

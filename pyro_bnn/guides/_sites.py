@@ -135,7 +135,7 @@ def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
 
 
 def _latent_sites(handlers: list[Messenger], name: str, fn: Any, prior: Any) -> Iterator[Any]:
-    infer = {"prior": prior} if isinstance(prior, Prior) else {}
+    infer: Any = {"prior": prior} if isinstance(prior, Prior) else {}
 
     def statement() -> None:
         pyro.sample(name, fn, infer=infer)

@@ -55,8 +55,10 @@ class BayesianEmbedding(
 
     def keep_padding(self, weight: Tensor | None) -> None:
         """Gives the padding its row in a weight, whatever is drawn; without one, what is drawn."""
-        keeps = weight is not None and self.padding_idx is not None
-        self.register_buffer("padding_row", weight[self.padding_idx].clone() if keeps else None)
+        row = None
+        if weight is not None and self.padding_idx is not None:
+            row = weight[self.padding_idx].clone()
+        self.register_buffer("padding_row", row)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:

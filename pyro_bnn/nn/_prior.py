@@ -101,7 +101,7 @@ class Prior(PyroModule):
 
     def _bind(self) -> None:
         """Points the distribution at the buffers; again whenever these are other tensors."""
-        buffers = {name: b for name, b in self._buffers.items() if name in self._paths}
+        buffers = {n: b for n, b in self._buffers.items() if n in self._paths and b is not None}
         self._template = self._rebuilt(buffers)
         self._bound = None if self._pyro_params else self._expanded(self._template)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -135,3 +136,9 @@ class BayesianRNN(
         >>> outputs.shape, h.shape
         (torch.Size([20, 5, 8]), torch.Size([1, 5, 8]))
     """
+
+
+# Torch's own constructor does not tell that this is an argument, the fourth.
+_arguments = list(BayesianRNN.__signature__.parameters.values())  # type: ignore[attr-defined]
+_arguments.insert(3, _arguments[3].replace(name="nonlinearity", default="tanh", annotation=str))
+BayesianRNN.__signature__ = inspect.Signature(_arguments)  # type: ignore[attr-defined]

@@ -77,4 +77,4 @@ class MixturePosterior(Posterior):
 
     def quantiles(self, probs: Tensor) -> Tensor:
         base = self.base()
-        return base.icdf(trailing(probs, base.loc[..., 0])).detach()
+        return self._masked(base.icdf(trailing(probs, base.loc[..., 0])).detach())

@@ -29,7 +29,7 @@ class NormalPosterior(Posterior):
         return dist.Normal(self._read("loc"), self._read("scale"), validate_args=False)
 
     def quantiles(self, probs: Tensor) -> Tensor:
-        return self.base().icdf(trailing(probs, self._read("loc"))).detach()
+        return self._masked(self.base().icdf(trailing(probs, self._read("loc"))).detach())
 
 
 class ConstrainedPosterior(NormalPosterior):
@@ -105,6 +105,9 @@ class ConstrainedPosterior(NormalPosterior):
 
     def quantiles(self, probs: Tensor) -> Tensor:
         return biject_to(self._known_support())(super().quantiles(probs))
+
+    def prune(self, kept: Tensor) -> None:
+        raise ValueError("only weights of networks can be pruned, not a latent variable")
 
     def _known_support(self) -> constraints.Constraint:
         if self.support is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ..estimators import Estimated, Estimator, Shared
+from ._pruned import Pruned
 
 
 class Posterior(PyroModule):
@@ -26,10 +28,15 @@ class Posterior(PyroModule):
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
         estimator: how draws meet inputs; one weight for all examples by default.
 
+    Attributes:
+        kept: mask of the weights that are not pruned, or None.
+
     Raises:
         ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
         TypeError: if ``estimator`` is no :class:`~pyro_bnn.estimators.Estimator`.
     """
+
+    kept: Tensor | None
 
     def __init__(
         self,
@@ -45,6 +52,7 @@ class Posterior(PyroModule):
             raise ValueError(f"`scale` (={scale}) must be positive and finite")
         if estimator is not None and not isinstance(estimator, Estimator):
             raise TypeError(f"`estimator` (={estimator!r}) must be an Estimator, say `Flipout()`")
+        self.register_buffer("kept", None)
         self.event_dim = loc.dim() if event_dim is None else event_dim
         self.estimator = estimator or Shared()
         loc = loc.detach().clone(memory_format=torch.contiguous_format)
@@ -61,7 +69,7 @@ class Posterior(PyroModule):
 
     @abstractmethod
     def base(self) -> dist.TorchDistribution:
-        """The distribution of the weight, without an event or an estimator around it."""
+        """The distribution of the weight, unpruned, without an event or an estimator around it."""
 
     def distribution(self, *, shared: bool = False) -> dist.TorchDistribution:
         """The distribution of the weight, one event of ``event_dim`` dimensions.
@@ -69,20 +77,32 @@ class Posterior(PyroModule):
         Args:
             shared: draw one ordinary weight for all examples, whatever the estimator.
         """
-        return Estimated(self.base(), self.event_dim, Shared() if shared else self.estimator)
+        estimator = Shared() if shared else self.estimator
+        if self.kept is None:
+            return Estimated(self.base(), self.event_dim, estimator)
+        return Pruned(self.base(), self.event_dim, estimator, self.kept)
 
     @torch.no_grad()
     def as_prior(self) -> dist.TorchDistribution:
-        """The distribution of the weight as it is now, for the prior of another model."""
+        """The distribution of the weight as it is now, for the prior of another model.
+
+        Raises:
+            ValueError: if weights are pruned.
+        """
+        if self.kept is not None:
+            raise ValueError(
+                "a pruned posterior is no prior, since a weight that is zero for good has no "
+                "density: prune after the last task, or give a prior of its own"
+            )
         return self.base()
 
     def median(self) -> Tensor:
         """The median of each entry, shape of the weight."""
-        return self._read("loc").detach().clone()
+        return self._masked(self._read("loc").detach().clone())
 
     def center(self) -> Tensor:
         """One value for the whole posterior, differentiable: its mean."""
-        return self.base().mean
+        return self._masked(self.base().mean)
 
     @abstractmethod
     def quantiles(self, probs: Tensor) -> Tensor:
@@ -91,6 +111,31 @@ class Posterior(PyroModule):
         Raises:
             NotImplementedError: if the family has none in closed form.
         """
+
+    # Pruning.
+
+    @torch.no_grad()
+    def signal_to_noise(self) -> Tensor:
+        r""":math:`|\mu| / \sigma` of each entry, by mean and standard deviation; 0 where pruned."""
+        base = self.base()
+        return self._masked(base.mean.abs() / base.stddev)
+
+    def prune(self, kept: Tensor) -> None:
+        """Sets weights to zero for good, with no divergence from the prior.
+
+        Args:
+            kept: mask of the weights that stay, shape of the weight. Those that have been pruned
+                before stay pruned.
+        """
+        self.kept = kept.clone() if self.kept is None else self.kept & kept
+
+    def _masked(self, x: Tensor) -> Tensor:
+        return x if self.kept is None else x * self.kept
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        kept = state_dict.get(prefix + "kept")
+        self.kept = None if kept is None else kept.clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def adapt(self, prior: dist.TorchDistribution) -> None:
         """Takes over the event of a site's prior, which a saved state does not tell.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from ..distributions import Radial
@@ -29,9 +32,31 @@ class RadialPosterior(Posterior):
         size = loc.shape[loc.dim() - self.event_dim :].numel()
         super()._init_parameters(loc, math.sqrt(size) * scale)
 
-    def base(self) -> Radial:
+    def base(self) -> dist.TorchDistribution:
         loc, scale = self._read("loc"), self._read("scale")
+        if not self._num_kept():  # there is no direction without a weight
+            return dist.Normal(loc, scale, validate_args=False)
         return Radial(loc, scale, self.event_dim, validate_args=False)
+
+    @torch.no_grad()
+    def prune(self, kept: Tensor) -> None:
+        """Prunes, and keeps the standard deviation of every weight that is kept."""
+        if self._read("loc").dim() > self.event_dim:
+            raise ValueError(
+                "radial posteriors of many networks, one for each element of a plate, cannot be "
+                "pruned: they would differ in their numbers of weights"
+            )
+        size = self._num_kept()
+        super().prune(kept)
+        if self._num_kept():  # the variance of an entry is that of the radius over their number
+            scale: Any = self._read("scale") * math.sqrt(self._num_kept() / size)
+            self.scale = scale
+
+    def signal_to_noise(self) -> Tensor:
+        return super().signal_to_noise() * math.sqrt(self._num_kept() / self._read("loc").numel())
+
+    def _num_kept(self) -> int:
+        return self._read("loc").numel() if self.kept is None else int(self.kept.sum())
 
     def quantiles(self, probs: Tensor) -> Tensor:
         raise NotImplementedError(

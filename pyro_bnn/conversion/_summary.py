@@ -1,0 +1,108 @@
+"""What is random in a network, and how."""
+
+from __future__ import annotations
+
+from typing import IO, Any
+
+import torch
+from torch import nn
+from torch.distributions import Distribution, Independent
+
+from ..guides import AutoPosterior
+from ..guides._guide import check_posteriors
+from ..posteriors import ConstrainedPosterior
+from ._table import table
+from ._weights import weights
+
+
+def summary(
+    net: nn.Module, guide: AutoPosterior | None = None, file: IO[str] | None = None
+) -> None:
+    """Prints each site of a network, and what stays deterministic.
+
+    For a site these are its shape, number of weights, prior, posterior with estimator and, once
+    some are pruned, the fraction of weights that is; for a parameter, its shape, and why it has no
+    prior. A weight that several modules share is one site, and shows its other names.
+
+    Args:
+        net: a network or model with random weights.
+        guide: a guide of it, or of a model that it is part of; without one, there is nothing about
+            posteriors.
+        file: where to print to; by default, to the standard output.
+
+    Raises:
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
+        ValueError: if ``net`` has no random weights, or the guide lacks posteriors for some.
+
+    Example:
+        >>> net = bayesianize(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)))
+        >>> summary(net, AutoLRT(net))
+        site      shape   weights  prior         posterior  estimator
+        0.weight  (2, 3)  6        Normal(0, 1)  Normal     LocalReparameterization
+        0.bias    (2,)    2        Normal(0, 1)  Normal     LocalReparameterization
+        8 random weights in 2 sites
+        <BLANKLINE>
+        deterministic  shape  weights  why
+        1.weight       (2,)   2        normalisation
+        1.bias         (2,)   2        normalisation
+        4 deterministic weights
+    """
+    if guide is not None:
+        check_posteriors(net, guide)
+    random, fixed, total = [], [], 0
+    prefix = getattr(net, "_pyro_name", "")
+    for weight in weights(net):
+        if weight.parameter is not None:
+            why = "frozen" if weight.is_frozen else "not converted"
+            why = "normalisation" if weight.is_normalisation else why
+            shape = weight.parameter.shape
+            fixed.append([_names(weight.names), _shape(shape), f"{shape.numel():,}", why])
+            continue
+        module: Any = weight.module
+        prior = module._pyro_samples[weight.key]
+        fn = prior if hasattr(prior, "sample") else prior(module)
+        shape = fn.shape()
+        total += shape.numel()
+        row = [_names(weight.names), _shape(shape), f"{shape.numel():,}", _described(fn)]
+        if guide is not None:
+            row += _posterior(guide, f"{prefix}.{weight.name}" if prefix else weight.name)
+        random.append(row)
+    header = ["site", "shape", "weights", "prior"]
+    header += ["posterior", "estimator", "pruned"] if guide is not None else []
+    if guide is not None and not any(row[-1] for row in random):
+        header, random = header[:-1], [row[:-1] for row in random]
+    print(table(header, random), file=file)
+    print(f"{total:,} random weights in {len(random)} sites", file=file)
+    if fixed:
+        print("\n" + table(["deterministic", "shape", "weights", "why"], fixed), file=file)
+        sizes = [w.parameter.numel() for w in weights(net) if w.parameter is not None]
+        print(f"{sum(sizes):,} deterministic weights", file=file)
+
+
+def _names(names: list[str]) -> str:
+    return " = ".join(names)
+
+
+def _shape(shape: torch.Size) -> str:
+    return str(tuple(shape))
+
+
+def _posterior(guide: AutoPosterior, name: str) -> list[str]:
+    q = guide[name]
+    kind = type(q).__name__.removesuffix("Posterior")
+    estimator = "" if isinstance(q, ConstrainedPosterior) else type(q.estimator).__name__
+    pruned = "" if q.kept is None else f"{1 - q.kept.double().mean().item():.1%}"
+    return [kind, estimator, pruned]
+
+
+def _described(fn: Distribution) -> str:
+    """The family, with those parameters that are the same for all weights."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    texts = []
+    for name in fn.arg_constraints:
+        value = vars(fn).get(name)
+        if isinstance(value, torch.Tensor):
+            same = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+            texts.append(f"{value.flatten()[0].item():.3g}" if same else f"<{name}>")
+    return type(fn).__name__ + (f"({', '.join(texts)})" if texts else "")
