@@ -34,8 +34,8 @@ def to_deterministic(
         net: a network with random weights, of torch's modules, this library's, ``PyroModule[...]``,
             or what :func:`~pyro_bnn.bayesianize` made of others.
         guide: a guide of it, or of a model that it is part of.
-        draw: values by site name, as a call of the guide returns them. By default each weight is the mean
-            of its posterior (the median where a prior has a constraint).
+        draw: values by site name, as a call of the guide returns them. By default each weight is
+            the mean of its posterior (the median where a prior has a constraint).
 
     Returns:
         The network, whose output is that of ``net`` with these weights.

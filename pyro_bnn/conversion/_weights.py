@@ -27,7 +27,8 @@ class Weight:
 
     Attributes:
         name: its full name, in the first place.
-        places: path of the module, module and attribute, of each place.
+        places: path of the module, module and attribute, of each place; a module that is in the
+            network several times has as many.
         parameter: None for a site.
     """
 
@@ -89,7 +90,7 @@ def weights(net: nn.Module) -> list[Weight]:
     """
     found: dict[Any, Weight] = {}
     ties = []
-    for path, module in net.named_modules():
+    for path, module in net.named_modules(remove_duplicate=False):
         if isinstance(module, Prior):
             continue
         own = vars(module)
@@ -103,7 +104,7 @@ def weights(net: nn.Module) -> list[Weight]:
         attributes |= {key: None for key, _ in own_samples(module)}
         for key, parameter in attributes.items():
             name = full_name(path, key)
-            identity = name if parameter is None else id(parameter)
+            identity = (id(module), key) if parameter is None else id(parameter)
             weight = found.setdefault(identity, Weight(name, [], parameter))
             weight.places.append((path, module, key))
     sites = {(id(w.module), w.key): w for w in found.values()}

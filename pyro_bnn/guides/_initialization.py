@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._validation import check_positive
 from ..posteriors._normal import is_real
-from ._sites import own_state, tied_sites
+from ._sites import other_names, own_state
 
 
 def init_to_fan_in(site: dict[str, Any] | None = None) -> Any:
@@ -61,10 +61,10 @@ def checked_state(
             values than the model where the model is deterministic.
     """
     shapes = {site["name"]: site["fn"].shape() for site in sites}
-    own, tied = own_state(model), tied_sites(model)
+    own, others = own_state(model), other_names(model)
     values = {}
     for name, value in state.items():
-        site = tied.get(name, name)
+        site = others.get(name, name)
         if site not in shapes and name not in own:
             raise ValueError(
                 f"`init_loc_fn` has a value for `{name}`, which the model has not: among its "

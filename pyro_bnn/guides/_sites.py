@@ -63,14 +63,16 @@ def own_state(model: Callable[..., Any]) -> dict[str, torch.Tensor]:
     return {name: value for root in roots for name, value in root.state_dict().items()}
 
 
-def tied_sites(model: Callable[..., Any]) -> dict[str, str]:
-    """The sites that converted modules share with others, by the names of their own attributes."""
-    return {
-        _make_name(module._pyro_name, key): _make_name(owner._pyro_name, own_key)
-        for root in _referred_modules(_unwrap(model)[1])
-        for module in pyro_modules(root)
-        for key, (owner, own_key) in vars(module).get("_ties", {}).items()
-    }
+def other_names(model: Callable[..., Any]) -> dict[str, str]:
+    """Sites by the names that their weights have elsewhere in the model, where they are shared."""
+    found = {}
+    for root in _referred_modules(_unwrap(model)[1]):
+        for path, module in root.named_modules(remove_duplicate=False):
+            own = {key: (module, key) for key in vars(module).get("_pyro_samples", ())}
+            for key, (owner, own_key) in (own | vars(module).get("_ties", {})).items():
+                path_in_model = _make_name(getattr(root, "_pyro_name", ""), path)
+                found[_make_name(path_in_model, key)] = _make_name(owner._pyro_name, own_key)
+    return found
 
 
 def own_model_parameters(model: Callable[..., Any]) -> None:

@@ -77,9 +77,10 @@ class BayesianLayer:
         if tie is not None:  # another module's weight is this one's, too
             return getattr(*tie)
         value = super().__getattr__(name)  # type: ignore[misc]
-        if type(value) is Tensor and name in self.__dict__.get("_pyro_samples", ()):  # noqa: SIM102
+        if type(value) is Tensor and name in self.__dict__.get("_pyro_samples", ()):
+            prior = self.__dict__["_modules"].get(name + "_prior")
             # Torch's functions take sample dimensions of a draw only.
-            if value.dim() > len(getattr(self, name + "_prior").shape):
+            if prior is not None and value.dim() > len(prior.shape):
                 return draw(SharedSample(value))
         return value
 
