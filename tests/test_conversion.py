@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_mean
 from pyro.nn import PyroModule, PyroSample
+from sklearn.datasets import load_digits
 from torch import nn
 
 from pyro_bnn import bayesianize, to_deterministic
@@ -584,3 +585,49 @@ def test_priors_of_another_guide():
     both = bayesianize(head)
     with pytest.raises(ValueError, match=r"`prior` has \['1.bias'\], which fit none"):
         bayesianize(both, prior=AutoLRT(both), where=["0", "1.weight"])
+
+
+class Digits(PyroModule):
+    def __init__(self, net, size):
+        super().__init__()
+        self.net = net
+        self.size = size
+
+    def forward(self, x, y):
+        logits = self.net(x)
+        with pyro.plate("data", self.size, subsample_size=len(x)):
+            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+
+def test_a_trained_network_saves_two_thirds_of_the_steps():
+    digits = load_digits()
+    images, labels = torch.tensor(digits.data / 16).float(), torch.tensor(digits.target)
+
+    def network():
+        return nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+
+    def batch():
+        index = torch.randint(len(images), (256,))
+        return images[index], labels[index]
+
+    def losses(net, steps, every, **kwargs):
+        """The negative ELBO of each image, after every so many steps."""
+        model = Digits(net, len(images))
+        guide = AutoLRT(model, **kwargs)
+        elbo = TraceKL_ELBO(num_particles=8)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+        for step in range(1, steps + 1):
+            svi.step(*batch())
+            if step % every == 0:
+                yield elbo.loss(model, guide, images, labels) / len(images)
+
+    (final,) = losses(bayesianize(network()), 900, 900)
+    trained = network()
+    optimizer = torch.optim.Adam(trained.parameters(), lr=0.01)
+    for _ in range(300):
+        x, y = batch()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(trained(x), y).backward()
+        optimizer.step()
+    net = bayesianize(trained, prior=Pretrained(0.1))
+    assert min(losses(net, 300, 300, init_scale=init_to_fraction(0.3))) < final

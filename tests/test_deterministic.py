@@ -122,7 +122,7 @@ class Changed(BayesianLinear):
 def test_refuses():
     net = bayesianize(nn.Sequential(nn.Linear(3, 2)))
     guide = AutoLRT(net)
-    with pytest.raises(ValueError, match="`draw` has no value for the site `0.bias`"):
+    with pytest.raises(ValueError, match=r"`draw` has no value for the site `0.bias`"):
         to_deterministic(net, guide, {"0.weight": torch.ones(2, 3)})
     with pytest.raises(ValueError, match=r"shape \(7, 2, 3\) for `0.weight`.*take one draw"):
         to_deterministic(net, guide, {"0.weight": torch.ones(7, 2, 3), "0.bias": torch.ones(2)})

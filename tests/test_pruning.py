@@ -248,8 +248,18 @@ def test_a_wholly_pruned_layer_with_a_prior_of_another_family():
         assert kl == 0
 
 
+def test_prunes_some_sites():
+    _, guide, _ = trained(GUIDES[0])
+    assert list(pruning_masks(guide, sites="*weight")) == ["net.0.weight", "net.2.weight"]
+    sparsity = prune(guide, fraction=0.5, sites=["net.0.*", "net.2.bias"])
+    assert list(sparsity) == ["net.0.weight", "net.0.bias", "net.2.bias"]
+    assert guide["net.2.weight"].kept is None
+
+
 def test_refuses():
     _, guide, _ = trained(GUIDES[0])
+    with pytest.raises(ValueError, match=r"`sites` has \['2.weight'\], which fit none of"):
+        prune(guide, sites=["*", "2.weight"])
     with pytest.raises(ValueError, match=r"give `threshold` \(=1.0\) or `fraction` \(=0.5\), not"):
         prune(guide, 1.0, fraction=0.5)
     with pytest.raises(ValueError, match=r"`fraction` \(=1.5\) must lie between 0 and 1"):

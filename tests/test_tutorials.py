@@ -42,6 +42,16 @@ def test_sunspots(run):
         assert 0 < row["in 90%, 50 years"] <= 1
 
 
+def test_pruning(run):
+    rows = run("pruning", "--steps", "200", "--more", "10", "--samples", "10")
+    assert len(rows) == 7
+    assert rows["0%"]["accuracy: Bayesian"] > 0.9
+    assert rows["0%"]["accuracy: magnitude"] > 0.9
+    assert rows["50%"]["accuracy: its mean"] > 0.9
+    for row in rows.values():
+        assert 0 < row["negative ELBO: Bayesian, trained on"] < row["negative ELBO: Bayesian"]
+
+
 def test_fashion_mnist(run):
     data = ROOT / "tests/data/fashion-mnist"
     rows = run(

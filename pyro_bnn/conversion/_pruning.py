@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -32,21 +34,25 @@ class Sparsity(dict[str, float]):
         return table(["site", "weights", "pruned"], rows)
 
 
-def pruning_masks(guide: AutoPosterior, threshold: float = 0.83) -> dict[str, Tensor]:
+def pruning_masks(
+    guide: AutoPosterior, threshold: float = 0.83, *, sites: str | Collection[str] = "*"
+) -> dict[str, Tensor]:
     r"""Which weights carry a signal, :math:`|\mu| / \sigma > t`.
 
     Args:
         guide: a guide of :mod:`pyro_bnn.guides`, trained.
         threshold: :math:`t \ge 0`; mean and standard deviation are those of the weight itself,
             whatever the family of its posterior.
+        sites: names or patterns of the sites, ``"*.weight"``; by default all that are weights or
+            biases of a network.
 
     Returns:
-        Masks by site name, true for what stays, for all sites that are weights of a network. What
-        has been pruned before has no signal.
+        Masks by site name, true for what stays. What has been pruned before has no signal.
 
     Raises:
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
-        ValueError: if ``threshold`` is negative, or the guide has no weights of a network yet.
+        ValueError: if ``threshold`` is negative, a pattern fits no site, or the guide has no
+            weights of a network yet.
 
     References:
         Graves (2011), "Practical variational inference for neural networks", section 8; Blundell,
@@ -60,12 +66,16 @@ def pruning_masks(guide: AutoPosterior, threshold: float = 0.83) -> dict[str, Te
     """
     if not 0 <= threshold < math.inf:
         raise ValueError(f"`threshold` (={threshold}) must be finite and not negative")
-    return {name: q.signal_to_noise() > threshold for name, q in _weights(guide).items()}
+    return {name: q.signal_to_noise() > threshold for name, q in _weights(guide, sites).items()}
 
 
 @torch.no_grad()
 def prune(
-    guide: AutoPosterior, threshold: float | None = None, *, fraction: float | None = None
+    guide: AutoPosterior,
+    threshold: float | None = None,
+    *,
+    fraction: float | None = None,
+    sites: str | Collection[str] = "*",
 ) -> Sparsity:
     r"""Sets the weights with the least :math:`|\mu| / \sigma` to zero, for good.
 
@@ -75,19 +85,24 @@ def prune(
     Carlo (as by Pyro's ``Trace_ELBO``), the loss has a constant more: the negative log density of
     the prior at each zero, which the model does not know to be pruned.
 
+    Prune a guide that has been trained: before, the ratios are those of its initial values. To
+    compare several fractions, prune copies, ``copy.deepcopy(guide)``.
+
     Args:
         guide: a guide of :mod:`pyro_bnn.guides`, trained; it is changed.
         threshold: prune what is not above it, 0.83 by default; see :func:`pruning_masks`.
-        fraction: instead, in [0, 1]: prune this fraction of all weights of the network, those
+        fraction: instead, in [0, 1]: prune this fraction of all weights of these sites, those
             pruned before included.
+        sites: names or patterns of the sites, ``"*.weight"``; by default all that are weights or
+            biases of a network.
 
     Returns:
         The fraction that is pruned now, by site; prints as a table.
 
     Raises:
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
-        ValueError: if ``threshold`` is negative, ``fraction`` is not in [0, 1], both are given, or
-            the guide has no weights of a network yet.
+        ValueError: if ``threshold`` is negative, ``fraction`` is not in [0, 1], both are given, a
+            pattern fits no site, or the guide has no weights of a network yet.
 
     Example:
         >>> guide = AutoLRT(BayesianLinear(3, 2))
@@ -97,18 +112,18 @@ def prune(
     if threshold is not None and fraction is not None:
         raise ValueError(f"give `threshold` (={threshold}) or `fraction` (={fraction}), not both")
     if fraction is None:
-        masks = pruning_masks(guide, 0.83 if threshold is None else threshold)
+        masks = pruning_masks(guide, 0.83 if threshold is None else threshold, sites=sites)
     else:
-        masks = _masks_of_fraction(guide, fraction)
+        masks = _masks_of_fraction(_weights(guide, sites), fraction)
     for name, kept in masks.items():
         guide[name].prune(kept)
     return Sparsity(masks)
 
 
-def _masks_of_fraction(guide: AutoPosterior, fraction: float) -> dict[str, Tensor]:
+def _masks_of_fraction(weights: dict[str, Posterior], fraction: float) -> dict[str, Tensor]:
     if not 0 <= fraction <= 1:
         raise ValueError(f"`fraction` (={fraction}) must lie between 0 and 1")
-    ratios = {name: q.signal_to_noise() for name, q in _weights(guide).items()}
+    ratios = {name: q.signal_to_noise() for name, q in weights.items()}
     flat = torch.cat([ratio.flatten().cpu() for ratio in ratios.values()])
     kept = torch.ones(len(flat), dtype=torch.bool)
     kept[flat.argsort()[: round(fraction * len(flat))]] = False
@@ -119,7 +134,7 @@ def _masks_of_fraction(guide: AutoPosterior, fraction: float) -> dict[str, Tenso
     }
 
 
-def _weights(guide: AutoPosterior) -> dict[str, Posterior]:
+def _weights(guide: AutoPosterior, sites: str | Collection[str]) -> dict[str, Posterior]:
     if not isinstance(guide, AutoPosterior):
         raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
     found = {n: guide[n] for n in guide if not isinstance(guide[n], ConstrainedPosterior)}
@@ -128,4 +143,8 @@ def _weights(guide: AutoPosterior) -> dict[str, Posterior]:
             "`guide` has no weights of a network: if a run of the model is to reveal them, call "
             "the guide once"
         )
-    return found
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    unused = [pattern for pattern in patterns if not fnmatch.filter(found, pattern)]
+    if unused:
+        raise ValueError(f"`sites` has {unused}, which fit none of {list(found)}")
+    return {n: q for n, q in found.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import IO, Any
 
 import torch
+from pyro.nn.module import _make_name
 from torch import nn
 from torch.distributions import Distribution, Independent
 
@@ -20,9 +21,10 @@ def summary(
 ) -> None:
     """Prints each site of a network, and what stays deterministic.
 
-    For a site these are its shape, number of weights, prior, posterior with estimator and, once
-    some are pruned, the fraction of weights that is; for a parameter, its shape, and why it has no
-    prior. A weight that several modules share is one site, and shows its other names.
+    For a site these are its full name, shape, number of weights, prior, posterior with estimator
+    and, once some are pruned, the fraction of weights that is; for a parameter, its name, shape,
+    and why it has no prior. A weight that several modules share is one site, and shows its other
+    names.
 
     Args:
         net: a network or model with random weights.
@@ -50,23 +52,31 @@ def summary(
     if guide is not None:
         check_posteriors(net, guide)
     random, fixed, total = [], [], 0
-    prefix = getattr(net, "_pyro_name", "")
     for weight in weights(net):
+        names = [_make_name(getattr(net, "_pyro_name", ""), name) for name in weight.names]
         if weight.parameter is not None:
             why = "frozen" if weight.is_frozen else "not converted"
             why = "normalisation" if weight.is_normalisation else why
             shape = weight.parameter.shape
-            fixed.append([_names(weight.names), _shape(shape), f"{shape.numel():,}", why])
+            fixed.append([" = ".join(names), _shape(shape), f"{shape.numel():,}", why])
             continue
         module: Any = weight.module
         prior = module._pyro_samples[weight.key]
         fn = prior if hasattr(prior, "sample") else prior(module)
         shape = fn.shape()
         total += shape.numel()
-        row = [_names(weight.names), _shape(shape), f"{shape.numel():,}", _described(fn)]
+        row = [" = ".join(names), _shape(shape), f"{shape.numel():,}", _described(fn)]
         if guide is not None:
-            row += _posterior(guide, f"{prefix}.{weight.name}" if prefix else weight.name)
+            row += _posterior(guide, names[0])
         random.append(row)
+    if guide is not None and guide.prototype_trace is not None and guide.model is net:
+        shown = {name for row in random for name in row[0].split(" = ")}
+        for name, site in guide.prototype_trace.iter_stochastic_nodes():
+            if name not in shown:  # a latent variable that no module has
+                shape = site["fn"].shape()
+                total += shape.numel()
+                row = [name, _shape(shape), f"{shape.numel():,}", _described(site["fn"])]
+                random.append(row + _posterior(guide, name))
     header = ["site", "shape", "weights", "prior"]
     header += ["posterior", "estimator", "pruned"] if guide is not None else []
     if guide is not None and not any(row[-1] for row in random):
@@ -77,10 +87,6 @@ def summary(
         print("\n" + table(["deterministic", "shape", "weights", "why"], fixed), file=file)
         sizes = [w.parameter.numel() for w in weights(net) if w.parameter is not None]
         print(f"{sum(sizes):,} deterministic weights", file=file)
-
-
-def _names(names: list[str]) -> str:
-    return " = ".join(names)
 
 
 def _shape(shape: torch.Size) -> str:
