@@ -21,7 +21,7 @@ from ..nn._layer import DEFAULT_BIAS_PRIOR, DEFAULT_PRIOR, SitePrior
 from ..nn._prior import Prior, Rule
 from ..posteriors import Posterior
 from ..priors import Pretrained
-from ._classes import bayesian_class
+from ._classes import bayesian_class, pyro_class
 from ._weights import Network, Selector, Weight, copied, select, weights
 
 AnyPrior: TypeAlias = Distribution | Rule | Posterior
@@ -87,7 +87,7 @@ def bayesianize(
     chosen = select(net, where)
     _check_convertible(net, chosen)
     # Priors are made before anything changes, since making them may fail.
-    priors = _priors(chosen, prior, bias_prior)
+    priors = _priors(net, chosen, prior, bias_prior)
     if not inplace:
         net = copied(net)
         named = {weight.name: weight for weight in weights(net)}
@@ -101,6 +101,7 @@ def bayesianize(
 
 
 def _priors(
+    net: nn.Module,
     chosen: list[Weight],
     prior: AnyPrior | Mapping[str, AnyPrior] | AutoPosterior | None,
     bias_prior: AnyPrior | None,
@@ -108,27 +109,22 @@ def _priors(
     """The new priors by name; none for sites that keep theirs."""
     if bias_prior is not None and not any(weight.is_bias for weight in chosen):
         raise ValueError(f"`bias_prior` (={bias_prior!r}) is given, but no bias is converted")
-    rules: Mapping[str, AnyPrior] | None = None
+    rules: Mapping[str, AnyPrior] | None = prior if isinstance(prior, Mapping) else None
     if isinstance(prior, AutoPosterior):
-        rules = {name: prior[name] for name in prior}
-        missing = [weight.name for weight in chosen if weight.name not in rules]
-        if missing:
-            raise ValueError(
-                f"`prior` is a guide without posteriors for {missing}: leave these out by `where`, "
-                "or give a mapping from names to `guide[name]` and other priors"
-            )
-    elif isinstance(prior, Mapping):
-        rules = prior
+        rules = _posteriors(prior, getattr(net, "_pyro_name", ""), chosen)
     if rules is not None:
-        names = [weight.name for weight in chosen]
+        names = [name for weight in chosen for name in weight.names]
         unused = [pattern for pattern in rules if not fnmatch.filter(names, pattern)]
         if unused:
-            raise ValueError(f"`prior` has {unused}, which fit none of the weights {names}")
+            raise ValueError(
+                f"`prior` has {unused}, which fit none of the weights {names}: leave them out of a "
+                "mapping from names to priors or to posteriors, `guide[name]`"
+            )
     made = {}
     for weight in chosen:
         given: Any = bias_prior if weight.is_bias else prior
         if rules is not None and not (weight.is_bias and bias_prior is not None):
-            fits = [p for p in rules if fnmatch.fnmatchcase(weight.name, p)]
+            fits = [p for p in rules if fnmatch.filter(weight.names, p)]
             given = rules[fits[0]] if fits else None
         if given is None and weight.parameter is None:
             continue
@@ -138,13 +134,26 @@ def _priors(
     return made
 
 
+def _posteriors(guide: AutoPosterior, prefix: str, chosen: list[Weight]) -> dict[str, Posterior]:
+    """The posteriors of a guide under the names that a part of its model gives the weights."""
+    start = prefix + "." if prefix else ""
+    found = {name.removeprefix(start): guide[name] for name in guide if name.startswith(start)}
+    missing = [weight.name for weight in chosen if weight.name not in found]
+    if missing:
+        raise ValueError(
+            f"`prior` is a guide without posteriors for {missing}: leave these out by `where`, "
+            "or give a mapping from names to `guide[name]` and other priors"
+        )
+    return found
+
+
 def _prior(weight: Weight, given: Any) -> Prior:
     module, key = weight.module, weight.key
     initial: Tensor | None
+    like = _tensor(module, key)
     if weight.parameter is not None:
-        like = initial = weight.parameter.detach()
+        initial = like
     else:
-        like = _sample(module, key)
         initial = getattr(getattr(module, key + "_prior", None), "initial", None)
     if isinstance(given, Pretrained):
         if initial is None:
@@ -152,7 +161,7 @@ def _prior(weight: Weight, given: Any) -> Prior:
         given = given.around(initial)
     if isinstance(given, Posterior):
         given, initial = given.as_prior(), given.median()
-    sized = module._parameters.get(key.replace("bias", "weight"))
+    sized = _tensor(module, key.replace("bias", "weight"))
     fan_in = bayesian_class(type(module))._fan_in(module, like if sized is None else sized)
     argument = "bias_prior" if weight.is_bias else "prior"
     new = Prior(given, like, fan_in, argument, None if initial is None else initial.clone())
@@ -161,10 +170,15 @@ def _prior(weight: Weight, given: Any) -> Prior:
     return new
 
 
-def _sample(module: Any, key: str) -> Tensor:
-    prior = module._pyro_samples[key]
-    fn: Any = prior if hasattr(prior, "sample") else prior(module)
-    return fn.sample()
+def _tensor(module: Any, key: str) -> Any:
+    """A value of a parameter or site, for its shape, dtype and device."""
+    if key in vars(module).get("_ties", ()):
+        return _tensor(*module._ties[key])
+    if key in vars(module).get("_pyro_samples", ()):
+        prior = module._pyro_samples[key]
+        return (prior if hasattr(prior, "sample") else prior(module)).sample()
+    parameter = module._parameters.get(key)
+    return None if parameter is None else parameter.detach()
 
 
 # What cannot be converted.
@@ -193,6 +207,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "is compiled by TorchScript: convert the network that it was made of"
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "copies or registers parameters by itself: convert its `.module` before wrapping it"
+    if any(p is not None and is_lazy(p) for p in module._parameters.values()):
+        return "has no shapes yet: run the network once, so that it gets them"
     if type(module).__name__ == "OptimizedModule":
         return "is compiled: convert the network first, and compile it then"
     return None
@@ -201,8 +217,6 @@ def _obstacle(module: nn.Module) -> str | None:
 def _reason(module: nn.Module, key: str, weight: Weight) -> str | None:
     """Why an attribute of a module cannot be random."""
     parameter = weight.parameter
-    if parameter is not None and is_lazy(parameter):
-        return "it has no shape yet; run the network once, so that it gets one"
     if parameter is not None and not parameter.is_floating_point():
         return f"its dtype is {parameter.dtype}, and priors are over real numbers"
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -260,7 +274,7 @@ def _convert_classes(net: nn.Module, chosen: list[Weight]) -> None:
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
         elif not isinstance(module, PyroModule):
-            module.__class__ = PyroModule[type(module)]
+            module.__class__ = pyro_class(type(module))
         if isinstance(module, nn.RNNBase):  # Pyro's class reads the attributes themselves
             vars(module).pop("_flat_weights", None)
         for name, make in _PYRO_STATE.items():
@@ -284,10 +298,11 @@ def _make_random(weight: Weight, prior: Prior) -> None:
     owner: Any = weight.module
     owner._modules[weight.key + "_prior"] = prior
     owner._pyro_samples[weight.key] = SitePrior(weight.key + "_prior")
+    is_shared = len({(id(module), key) for _, module, key in weight.places}) > 1
     for _, module, key in weight.places:
         if module._parameters.pop(key, None) is not None and isinstance(module, BayesianEmbedding):
             # A row that other modules share is as live as theirs.
-            module.keep_padding(prior.initial if len(weight.places) == 1 else None)
+            module.keep_padding(None if is_shared else prior.initial)
         if (module, key) != (owner, weight.key):
             vars(module).setdefault("_ties", {})[key] = (owner, weight.key)
 

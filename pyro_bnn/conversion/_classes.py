@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from pyro.nn import PyroModule
@@ -11,7 +12,7 @@ from torch import nn
 from .. import nn as layers
 from ..nn._layer import BayesianLayer
 
-_BAYESIAN: dict[type, Any] = {}
+_MADE: dict[tuple[str, type], Any] = {}
 
 
 def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
@@ -29,12 +30,6 @@ def torch_class(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 def bayesian_class(cls: Any) -> Any:
     """The subclass of a module's class whose parameters may be random."""
-    if cls not in _BAYESIAN:
-        _BAYESIAN[cls] = _derived(cls)
-    return _BAYESIAN[cls]
-
-
-def _derived(cls: Any) -> Any:
     if issubclass(cls, BayesianLayer):
         return cls
     if cls in _PyroModuleMeta._pyro_mixin_cache.values():
@@ -42,10 +37,41 @@ def _derived(cls: Any) -> Any:
     base = _layer(cls)
     if base is not None and torch_class(base) is cls:
         return base
-    bases = ((base,) if base is not None else (BayesianLayer,)) + (PyroModule[cls],)
-    name = "Bayesian" + cls.__name__.removeprefix("Pyro")
-    members = {"__reduce__": _reduce, "__module__": cls.__module__, "_converted": cls}
-    return type(name, bases, members)
+    mixins = (BayesianLayer,) if base is None else (base,)
+    if issubclass(cls, nn.ParameterList):
+        mixins = (_Slices, *mixins)
+    return _made("Bayesian", cls, mixins)
+
+
+def pyro_class(cls: Any) -> Any:
+    """The subclass of a module's class that Pyro can handle, with deterministic parameters."""
+    if issubclass(cls, nn.Sequential):
+        return _made("Pyro", cls, (_Slices,))
+    return PyroModule[cls]
+
+
+def _made(prefix: str, cls: Any, mixins: tuple[type, ...]) -> Any:
+    """A class of its own for ``cls`` with mixins, always the same."""
+    if (prefix, cls) not in _MADE:
+        members = {
+            "__reduce__": _reduce,
+            "__module__": cls.__module__,
+            "_converted": (prefix, cls, mixins),
+        }
+        name = prefix + cls.__name__.removeprefix("Pyro")
+        _MADE[prefix, cls] = type(name, (*mixins, PyroModule[cls]), members)
+    return _MADE[prefix, cls]
+
+
+class _Slices:
+    """A slice of a converted container is not another one, which would rename what is in it."""
+
+    def __getitem__(self: Any, index: Any) -> Any:
+        if not isinstance(index, slice):
+            return super().__getitem__(index)  # type: ignore[misc]
+        if isinstance(self, nn.Sequential):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return [self[i] for i in range(*index.indices(len(self)))]
 
 
 def _layer(cls: type[nn.Module]) -> Any:
@@ -72,9 +98,9 @@ def _is_plain(cls: type) -> bool:
 
 def _reduce(self: Any) -> tuple[Any, ...]:
     # The class has no name to be found by, as that of a layer has.
-    return _new, (self._converted,), self.__getstate__()
+    return _new, self._converted, self.__getstate__()
 
 
-def _new(cls: type[nn.Module]) -> Any:
-    new = bayesian_class(cls)
+def _new(prefix: str, cls: type[nn.Module], mixins: tuple[type, ...]) -> Any:
+    new = _made(prefix, cls, mixins)
     return new.__new__(new)

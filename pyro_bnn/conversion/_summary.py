@@ -69,7 +69,7 @@ def summary(
         if guide is not None:
             row += _posterior(guide, names[0])
         random.append(row)
-    if guide is not None and guide.prototype_trace is not None and guide.model is net:
+    if guide is not None and guide.prototype_trace is not None and guide._model == (net,):
         shown = {name for row in random for name in row[0].split(" = ")}
         for name, site in guide.prototype_trace.iter_stochastic_nodes():
             if name not in shown:  # a latent variable that no module has

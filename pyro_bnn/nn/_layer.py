@@ -73,9 +73,9 @@ class BayesianLayer:
             setattr(self, name, PyroSample(SitePrior(name + "_prior")))
 
     def __getattr__(self, name: str) -> Any:
-        tie = self.__dict__.get("_ties", {}).get(name)
-        if tie is not None:  # another module's weight is this one's, too
-            return getattr(*tie)
+        ties = self.__dict__.get("_ties")
+        if ties and name in ties:  # another module's weight is this one's, too
+            return getattr(*ties[name])
         value = super().__getattr__(name)  # type: ignore[misc]
         if type(value) is Tensor and name in self.__dict__.get("_pyro_samples", ()):
             prior = self.__dict__["_modules"].get(name + "_prior")
