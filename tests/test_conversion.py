@@ -92,6 +92,21 @@ def test_selection(where, expected):
     assert parameters == {name for name, _ in net.named_parameters()} - set(expected)
 
 
+class NormalLinear(nn.Linear):
+    """Its class is none of the normalisation layers, for all its name."""
+
+
+class MyRMSNorm2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+def test_normalisation_layers_are_known_by_their_names():
+    net = nn.ModuleDict({"a": NormalLinear(3, 3), "b": MyRMSNorm2d()})
+    assert list(AutoLRT(bayesianize(net))) == ["a.weight", "a.bias"]
+
+
 def test_selection_by_a_parameter_or_a_module():
     net = Net()
     assert list(AutoLRT(bayesianize(net, where=net.decode.bias))) == ["decode.bias"]

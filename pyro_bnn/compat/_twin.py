@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -79,9 +80,23 @@ def _extra_repr(self: Any) -> str:  # torch's looks into the __dict__ itself
     return self.__dict__["_original"].extra_repr()
 
 
+def _defaults(cls: type) -> Iterator[str]:
+    """Attributes that a class has a value for, which a module may have its own value of."""
+    for base in cls.__mro__:
+        if base not in (nn.Module, PyroModule, object):
+            for name, value in vars(base).items():
+                if not name.startswith("__") and not hasattr(value, "__get__"):
+                    yield name
+
+
+def _reader(name: str) -> Callable[[Any], Any]:
+    return lambda self: getattr(self.__dict__["_original"], name)
+
+
 @cache
 def _twin_class(cls: type) -> type:
-    members = {
+    members: dict[str, Any] = {name: property(_reader(name)) for name in _defaults(cls)}
+    members |= {
         "__getattr__": _getattr,
         "__setattr__": _setattr,
         "extra_repr": _extra_repr,

@@ -92,11 +92,11 @@ def bayesianize(
         net = copied(net)
         named = {weight.name: weight for weight in weights(net)}
         chosen = [named[weight.name] for weight in chosen]
-    _convert_classes(net, chosen)
+    make_pyro(net, {id(module) for weight in chosen for _, module, _ in weight.places})
     for weight in chosen:
         if weight.name in priors:
-            _make_random(weight, priors[weight.name])
-    _join(net)
+            _randomize(weight, priors[weight.name])
+    join(net)
     return net
 
 
@@ -265,9 +265,12 @@ def _tensors_in(value: Any, depth: int = 3) -> Iterable[Tensor]:
 # Conversion.
 
 
-def _convert_classes(net: nn.Module, chosen: list[Weight]) -> None:
-    """Makes Pyro modules of all that have parameters, and of all that these are in."""
-    random = {id(module) for weight in chosen for _, module, _ in weight.places}
+def make_pyro(net: nn.Module, random: set[int]) -> None:
+    """Makes Pyro modules of all that have parameters, and of all that these are in.
+
+    Args:
+        random: the ``id`` of modules with parameters that become random.
+    """
     for module in [m for m in net.modules() if _has_weights(m)]:
         if id(module) in random:
             module.__class__ = bayesian_class(type(module))
@@ -293,11 +296,15 @@ _PYRO_STATE: dict[str, Any] = {
 }
 
 
-def _make_random(weight: Weight, prior: Prior) -> None:
+def make_random(module: Any, key: str, prior: Prior) -> None:
+    module._modules[key + "_prior"] = prior
+    module._pyro_samples[key] = SitePrior(key + "_prior")
+
+
+def _randomize(weight: Weight, prior: Prior) -> None:
     module: Any
     owner: Any = weight.module
-    owner._modules[weight.key + "_prior"] = prior
-    owner._pyro_samples[weight.key] = SitePrior(weight.key + "_prior")
+    make_random(owner, weight.key, prior)
     is_shared = len({(id(module), key) for _, module, key in weight.places}) > 1
     for _, module, key in weight.places:
         if module._parameters.pop(key, None) is not None and isinstance(module, BayesianEmbedding):
@@ -307,7 +314,7 @@ def _make_random(weight: Weight, prior: Prior) -> None:
             vars(module).setdefault("_ties", {})[key] = (owner, weight.key)
 
 
-def _join(net: Any) -> None:
+def join(net: Any) -> None:
     """Gives all Pyro modules of a network their names, and one context."""
     if not isinstance(net, PyroModule):
         return

@@ -30,6 +30,10 @@ class _Recurrent:
     def _flat_weights(self, value: Any) -> None:
         pass
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super(nn.RNNBase, self).__setstate__(state)  # type: ignore[misc]
+        self._init_flat_weights()
+
     def _init_flat_weights(self) -> None:
         self._flat_weight_refs: list[Any] = []
 

@@ -1,0 +1,149 @@
+"""Layers of torch that own the posteriors of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import Independent
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ..infer._kl import kl_or_estimate
+from ..posteriors import Posterior
+
+REDUCTIONS = ("sum", "mean")
+
+
+class VariationalLayer(nn.Module):
+    """Mixin for a layer of torch whose parameters are drawn from posteriors of its own.
+
+    The parameters of the posteriors are parameters of the layer, under the names that another
+    library gives them. In a forward pass the draws take the places of torch's parameters; the
+    forward is torch's. Pyro takes no part in it.
+    """
+
+    #: Names of a posterior's parameters in front of those of the weight.
+    PARTS: ClassVar[dict[str, str]] = {}
+
+    kl_reduction = "sum"
+    dnn_to_bnn_flag = False
+    _posteriors: dict[str, Posterior] = {}
+
+    def _randomize(
+        self,
+        posterior: Callable[[str, nn.Parameter], Posterior],
+        prior: Callable[[str, nn.Parameter], dict[str, Tensor]],
+    ) -> None:
+        """Replaces each parameter by those of its posterior, and adds the prior's as buffers."""
+        self.__dict__["_posteriors"] = {}
+        for key, parameter in list(self.named_parameters(recurse=False)):
+            q: Any = posterior(key, parameter)
+            del self._parameters[key]
+            names = {}
+            for part, parameter_of_q in q._parameters.items():
+                name = self._name(key, self.PARTS[part.removesuffix("_unconstrained")])
+                self._holder(name)[0].register_parameter(name.rpartition(".")[2], parameter_of_q)
+                names[part] = name
+            q.__dict__["_parameters"] = _Borrowed(self, names)
+            self._posteriors[key] = q
+            for part, value in prior(key, parameter).items():
+                holder, own = self._holder(self._prior_name(key, part))
+                holder.register_buffer(own, value.expand(parameter.shape), persistent=False)
+
+    def _name(self, key: str, part: str) -> str:
+        """The name of a posterior's parameter, for one of torch's."""
+        raise NotImplementedError
+
+    def _prior_name(self, key: str, part: str) -> str:
+        return self._name(key, "prior_" + part)
+
+    def _prior(self, key: str) -> Distribution:
+        """The prior of a weight, without an event."""
+        raise NotImplementedError
+
+    def _holder(self, name: str) -> tuple[nn.Module, str]:
+        """The module that has a parameter, and its name in there."""
+        path, _, own = name.rpartition(".")
+        return self.get_submodule(path), own
+
+    def _get(self, name: str) -> Any:
+        holder, own = self._holder(name)
+        return getattr(holder, own)
+
+    def _distributions(self) -> dict[str, Distribution]:
+        """The posteriors as they are now."""
+        return {key: q.distribution() for key, q in self._posteriors.items()}
+
+    def _output(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The forward of torch's layer, with these weights."""
+        state = self.__dict__
+        try:
+            state.update(values)
+            return self._run(*args, **kwargs)
+        finally:
+            for key in values:
+                state.pop(key, None)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+    def _kl(self, distributions: Mapping[str, Distribution]) -> Tensor:
+        """The divergence of all weights, in nats; reduced by ``kl_reduction``."""
+        total = torch.zeros(())
+        for key, q in distributions.items():
+            p = Independent(self._prior(key), len(q.event_shape))
+            kl = kl_or_estimate(q, p, q.mean)
+            total = total.to(kl) + (kl / q.event_shape.numel() if self._averages else kl)
+        return total
+
+    @property
+    def _averages(self) -> bool:
+        return self.kl_reduction == "mean"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for q in self._posteriors.values():  # which are no submodules
+            q.kept = None if q.kept is None else fn(q.kept)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_to_pickle(self)
+
+    def __getattr__(self, name: str) -> Any:
+        posteriors = self.__dict__.get("_posteriors", ())
+        if name in posteriors:  # what torch calls the weight is its mean, outside of a forward
+            return self._get(self._name(name, self.PARTS["loc"]))
+        return super().__getattr__(name)
+
+
+def state_to_pickle(module: nn.Module) -> dict[str, Any]:
+    """The state of a module whose parameters may have been in Pyro, too."""
+    for parameter in module.parameters():  # Pyro leaves references that do not pickle
+        parameter.__dict__.pop("unconstrained", None)
+    return module.__dict__.copy()
+
+
+class _Borrowed(MutableMapping[str, Any]):
+    """The parameters of a posterior that a layer has as its own."""
+
+    def __init__(self, layer: VariationalLayer, names: dict[str, str]) -> None:
+        self.layer = layer
+        self.names = names
+
+    def __getitem__(self, key: str) -> Any:
+        return self.layer._get(self.names[key])
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        holder, name = self.layer._holder(self.names[key])
+        setattr(holder, name, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"`{self.names[key]}` is a parameter of the layer, which cannot lose it")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
