@@ -2,6 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 INPUTS := setup.cfg pyproject.toml constraints.txt
+# Compared with, not used; what they depend on beyond this is for parts that nobody calls here.
+PEERS := bayesian-torch bensemble
 
 .PHONY: demo test lint docs bench wheel clean
 
@@ -38,10 +40,12 @@ clean:
 
 .venv/demo.stamp: EXTRAS = [demo]
 .venv/test.stamp: EXTRAS = [demo,docs,test]
+.venv/test.stamp: EXTRA_PACKAGES = $(PEERS)
 .venv/lint.stamp: EXTRAS = [demo,lint]
 .venv/docs.stamp: EXTRAS = [demo,docs]
 .venv/bench.stamp: EXTRAS = [bench]
 .venv/build.stamp: EXTRAS = [wheel]
 .venv/%.stamp: $(INPUTS) | .venv/bin/python
 	PIP_CONSTRAINT=constraints.txt $(PIP) -e ".$(EXTRAS)"
+	$(if $(EXTRA_PACKAGES),$(PIP) --no-deps $(EXTRA_PACKAGES))
 	touch $@

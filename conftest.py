@@ -29,8 +29,15 @@ def _names_in_examples(request, doctest_namespace):
         doctest_namespace.clear()
         return
     modules = [getattr(pyro_bnn, name) for name in pyro_bnn.__all__]
-    public = {n: getattr(m, n) for m in (*modules, pyro_bnn) for n in getattr(m, "__all__", ())}
+    modules += [pyro_bnn, pyro_bnn.compat.bayesian_torch]
+    public = {n: getattr(m, n) for m in modules for n in getattr(m, "__all__", ())}
     classes = {n: v for n, v in public.items() if inspect.isclass(v) or inspect.isfunction(v)}
     del classes["Normal"], classes["Laplace"]  # as priors; in examples they are Pyro's
     doctest_namespace |= classes
-    doctest_namespace |= {"torch": torch, "pyro": pyro, "dist": dist, "constraints": constraints}
+    doctest_namespace |= {
+        "bensemble": pyro_bnn.compat.bensemble,
+        "torch": torch,
+        "pyro": pyro,
+        "dist": dist,
+        "constraints": constraints,
+    }

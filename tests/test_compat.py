@@ -16,7 +16,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_bnn import priors
+from pyro_bnn import bayesianize, priors
 from pyro_bnn.compat import Standalone
 from pyro_bnn.estimators import Draw
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
@@ -45,6 +45,26 @@ def test_output_and_divergence(kind, net):
     torch.testing.assert_close(kl, expected)
     assert not torch.equal(module(x)[0], module(x)[0])
     assert not len(pyro.get_param_store())
+
+
+class Flagged(nn.Module):
+    doubles = False
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return (2 if self.doubles else 1) * self.linear(x)
+
+
+def test_attributes_that_a_class_has_a_default_for():
+    net = bayesianize(Flagged())
+    module = Standalone(net, AutoReparameterization(net), sample=False)
+    x, _ = data()
+    once = module(x)[0]
+    net.doubles = True
+    torch.testing.assert_close(module(x)[0], 2 * once)
 
 
 @EACH

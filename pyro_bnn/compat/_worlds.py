@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from ..conversion._bayesianize import join, make_pyro, make_random
 from ..conversion._weights import copied
 from ..guides import AutoPosterior, AutoReparameterization
+from ..guides._sites import sample_attributes
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ._variational import VariationalLayer, state_to_pickle
@@ -55,7 +58,9 @@ class WithKL(nn.Module):
         return state_to_pickle(self)
 
 
-def to_pyro(net: nn.Module) -> tuple[nn.Module, AutoPosterior]:
+def to_pyro(
+    net: nn.Module, model: Callable[[Any], Callable[..., Any]] | None = None
+) -> tuple[Any, AutoPosterior]:
     """A network of layers of :mod:`pyro_bnn.compat` as a Pyro model, and a guide of it.
 
     They share their parameters with ``net``: what ``SVI`` trains, ``net`` has, and the other way
@@ -64,10 +69,15 @@ def to_pyro(net: nn.Module) -> tuple[nn.Module, AutoPosterior]:
 
     Args:
         net: a network with such layers, however deep inside.
+        model: makes the whole model, with a likelihood, of the Pyro network: a PyroModule class, or
+            a function that returns a function. By default the network itself is the model; its
+            guide also fits functions that call the network and have no latent variables but its
+            weights.
 
     Returns:
-        The Pyro model, with the priors of the layers at sites with torch's names (``"0.weight"``),
-        and the guide, with the layers' own posteriors and estimators.
+        The Pyro network, or what ``model`` makes of it, whose sites have torch's names
+        (``"0.weight"``); and a guide, with the layers' own posteriors and estimators. Latent
+        variables of the model that are no weights get posteriors as in any guide.
 
     Raises:
         ValueError: if the network has no such layer.
@@ -78,28 +88,39 @@ def to_pyro(net: nn.Module) -> tuple[nn.Module, AutoPosterior]:
         >>> list(guide)
         ['0.weight', '0.bias']
     """
-    posteriors: dict[str, Posterior] = {}
     memo: dict[int, Any] = {id(t): t for t in [*net.parameters(), *net.buffers()]}
-    for path, layer in _layers(net):
-        memo[id(layer._posteriors)] = {}
-        for key, q in layer._posteriors.items():
-            posteriors[f"{path}.{key}" if path else key] = q
-    new: Any = copied(net, memo)
-    make_pyro(new, {id(new.get_submodule(path)) for path, _ in _layers(net)})
-    for path, layer in _layers(net):
-        twin: Any = new.get_submodule(path)
+    memo |= {id(layer._posteriors): {} for _, layer in _layers(net)}
+    pyro_net: Any = copied(net, memo)
+    make_pyro(pyro_net, {id(memo[id(layer)]) for _, layer in _layers(net)})
+    posteriors = {}
+    for _, layer in _layers(net):
+        twin = memo[id(layer)]
         for key, q in layer._posteriors.items():
             loc = layer._get(layer._name(key, "mu"))
             make_random(twin, key, Prior(layer._prior(key), loc, 1, "prior"))
+            posteriors[id(twin), key] = q
             for name in q._parameters.names.values():  # type: ignore[attr-defined]
                 holder, own = twin._holder(name)
                 del holder._parameters[own]
-    join(new)
-    factories = {name: partial(_same, q) for name, q in posteriors.items()}
-    return new, AutoReparameterization(new, sites=factories)
+    join(pyro_net)
+    whole = pyro_net if model is None else model(pyro_net)
+    own = {
+        name: partial(_same, posteriors[id(module), key])
+        for name, module, key, _ in sample_attributes(pyro_net)
+        if (id(module), key) in posteriors
+    }
+    return whole, (_OfWeights if model is None else AutoReparameterization)(whole, sites=own)
 
 
-def _same(posterior: Posterior, loc: Tensor, scale: Any, event_dim: int) -> Posterior:
+class _OfWeights(AutoReparameterization):
+    """A guide that knows its sites without a run of the model, whatever its arguments are."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        posteriors = {name: self[name].distribution(shared=self.is_shared) for name in self}
+        return {name: pyro.sample(name, q) for name, q in posteriors.items()}
+
+
+def _same(posterior: Posterior, *args: Any, **kwargs: Any) -> Posterior:
     return posterior
 
 

@@ -1,0 +1,220 @@
+"""A network trains in plain torch, in Pyro, and in both by turns."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import data
+from pyro.infer import SVI
+from pyro.nn import PyroModule
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble, to_pyro
+from pyro_bnn.infer import Predictive, TraceKL_ELBO
+
+NOISE = 0.5
+ESTIMATORS = ["Reparameterization", "Flipout", "Radial", "Mixture"]
+
+
+def network(estimator):
+    linear = getattr(bayesian_torch, f"Linear{estimator}")
+    return nn.Sequential(linear(3, 8), nn.Tanh(), nn.LayerNorm(8), linear(8, 1))
+
+
+def lrt():
+    return nn.Sequential(bensemble.BayesianLinear(3, 8), nn.Tanh(), bensemble.BayesianLinear(8, 1))
+
+
+NETS = {name: (lambda name=name: network(name)) for name in ESTIMATORS} | {"LRT": lrt}
+EACH = pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+
+
+class Model(PyroModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, y=None):
+        mean = self.net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, NOISE), obs=y)
+
+
+def train_in_torch(net, x, y, steps):
+    whole = WithKL(net)
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out, kl = whole(x)
+        nll = -dist.Normal(out.squeeze(-1), NOISE).log_prob(y).sum()
+        (nll + kl).backward()
+        optimizer.step()
+
+
+def in_pyro(net):
+    WithKL(net)  # the layers return outputs alone
+    return to_pyro(net, Model)
+
+
+def train_in_pyro(net, x, y, steps):
+    model, guide = in_pyro(net)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    for _ in range(steps):
+        svi.step(x, y)
+
+
+def bound(net, x, y):
+    model, guide = in_pyro(net)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return -TraceKL_ELBO(num_particles=100).loss(model, guide, x, y)
+
+
+@EACH
+def test_shares_parameters_and_numbers(make):
+    net = make()
+    x, _ = data()
+    whole = WithKL(net)
+    pyro_net, guide = to_pyro(net)
+    assert {id(p) for p in [*pyro_net.parameters(), *guide.parameters()]} == {
+        id(p) for p in net.parameters()
+    }
+    names = {"0.weight", "0.bias", f"{len(net) - 1}.weight", f"{len(net) - 1}.bias"}
+    assert set(guide) == names
+    kl = whole(x)[1]
+    torch.testing.assert_close(Standalone(pyro_net, guide)(x)[1], kl)
+    torch.testing.assert_close(torch.tensor(TraceKL_ELBO().loss(pyro_net, guide, x)), kl.detach())
+    before = net[0](x).mean().item()
+    with torch.no_grad():
+        for name, p in guide.named_parameters():
+            if name.endswith("bias.loc_unconstrained"):
+                p.add_(50.0)
+    assert net[0](x).mean().item() > before + 30
+    draws = Predictive(pyro_net, guide=guide, num_samples=5, return_sites=["_RETURN"])(x)
+    assert draws["_RETURN"].shape == (5, 20, 1)
+    assert not any(isinstance(m, PyroModule) for m in net.modules())
+    pickle.loads(pickle.dumps(whole))(x)
+    copy.deepcopy(whole)(x)
+
+
+@EACH
+def test_half_the_steps_in_each_world(make):
+    x, y = data()
+    torch.manual_seed(1)
+    start = make()
+    bounds = {}
+    for name, parts in {
+        "torch": [(train_in_torch, 400)],
+        "Pyro": [(train_in_pyro, 400)],
+        "both": [(train_in_torch, 200), (train_in_pyro, 200)],
+        "Pyro first": [(train_in_pyro, 200), (train_in_torch, 200)],
+    }.items():
+        net = copy.deepcopy(start)
+        pyro.clear_param_store()
+        for train, steps in parts:
+            train(net, x, y, steps)
+        bounds[name] = bound(net, x, y)
+    first = bound(start, x, y)
+    gained = bounds["torch"] - first
+    assert gained > 50
+    assert all(
+        value == pytest.approx(bounds["torch"], abs=0.05 * gained) for value in bounds.values()
+    )
+
+
+def test_a_function_and_other_latent_variables():
+    x, y = data()
+    net = network("Flipout")
+    WithKL(net)
+    pyro_net, guide = to_pyro(net)
+
+    def model(x, y=None):
+        mean = pyro_net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, NOISE), obs=y)
+
+    before = [p.detach().clone() for p in net.parameters()]
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    assert svi.step(x, y) > 0
+    assert all((p != q).any() for p, q in zip(net.parameters(), before, strict=True))
+    assert Predictive(model, guide=guide, num_samples=3)(x)["obs"].shape == (3, 20)
+
+    def with_noise(pyro_net):
+        def model(x, y=None):
+            mean, noise = pyro_net(x).squeeze(-1), pyro.sample("noise", dist.HalfNormal(1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("obs", dist.Normal(mean, noise), obs=y)
+
+        return model
+
+    model, guide = to_pyro(net, with_noise)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    assert svi.step(x, y) > 0
+    assert set(guide) == {"0.weight", "0.bias", "3.weight", "3.bias", "noise"}
+
+
+class Lines(nn.Module):
+    """A network that is written for the tuples of bayesian-torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = bayesian_torch.LSTMFlipout(3, 4)
+        self.conv = bayesian_torch.Conv1dRadial(4, 2, 3, padding=1)
+        self.head = bayesian_torch.LinearMixture(2, 1)
+
+    def forward(self, x):
+        x, _, kl = self.lstm(x)
+        x, kl_conv = self.conv(x.transpose(1, 2))
+        x, kl_head = self.head(x.mean(-1))
+        return x, kl + kl_conv + kl_head
+
+
+def test_a_network_that_adds_divergences_itself():
+    net, x = Lines(), torch.randn(5, 6, 3)
+    out, kl = net(x)
+    assert out.shape == (5, 1)
+    torch.testing.assert_close(kl, bayesian_torch.get_kl_loss(net))
+    pyro_net, guide = to_pyro(net)
+    out, zero = pyro_net(x)
+    assert out.shape == (5, 1)
+    assert zero == 0
+    assert set(guide) == {
+        *(f"lstm.{w}_{s}_l0" for w in ("weight", "bias") for s in ("ih", "hh")),
+        *(f"{layer}.{w}" for layer in ("conv", "head") for w in ("weight", "bias")),
+    }
+    loss = TraceKL_ELBO().loss(pyro_net, guide, x)
+    assert loss == pytest.approx(kl.item(), rel=1e-5)
+    (out, zero), kl = Standalone(pyro_net, guide)(x)
+    assert kl.item() == pytest.approx(loss, rel=1e-5)
+    guide.to(torch.float64)
+    assert net.head.mu_weight.dtype == torch.float64
+
+
+def test_priors_go_along():
+    net = bayesian_torch.LinearReparameterization(3, 2, prior_mean=0.5, prior_variance=4.0)
+    pyro_net, guide = to_pyro(net)
+    prior = pyro_net.weight_prior().base_dist
+    assert prior.mean.unique().tolist() == [0.5]
+    assert prior.stddev.unique().tolist() == [2.0]
+    expected = kl_divergence(guide["weight"].distribution(), pyro_net.weight_prior())
+    expected = expected + kl_divergence(guide["bias"].distribution(), pyro_net.bias_prior())
+    torch.testing.assert_close(net.kl_loss(), expected)
+    with pytest.raises(ValueError, match=r"no layers of `pyro_bnn.compat`"):
+        to_pyro(nn.Linear(3, 2))
+
+
+def test_shared_layers_count_once():
+    layer = bayesian_torch.LinearFlipout(3, 3)
+    net = nn.Sequential(layer, nn.ReLU(), layer)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(WithKL(net)(x)[1], layer.kl_loss())
+    pyro_net, guide = to_pyro(net)
+    assert pyro_net[0] is pyro_net[2]
+    assert len(list(guide)) == 2
+    assert TraceKL_ELBO().loss(pyro_net, guide, x) == pytest.approx(layer.kl_loss().item())
