@@ -383,7 +383,11 @@ def test_dnn_to_bnn(estimator):
 
 def test_dnn_to_bnn_of_a_root_layer_and_an_lstm():
     net = nn.Linear(3, 2)
+    dnn_to_bnn(net, PARAMETERS | {"kl_reduction": "mean"})
+    assert net.kl_reduction == "mean"
+    net = nn.Linear(3, 2)
     dnn_to_bnn(net, PARAMETERS)
+    assert net.kl_reduction == "sum"
     assert isinstance(net, LinearFlipout)
     assert net(torch.ones(4, 3)).shape == (4, 2)
     net = nn.Sequential(nn.LSTM(3, 4, batch_first=True))

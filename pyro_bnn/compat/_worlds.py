@@ -65,7 +65,8 @@ def to_pyro(
 
     They share their parameters with ``net``: what ``SVI`` trains, ``net`` has, and the other way
     round. Layers return what they did, with a divergence of zero, since the guide's is the one that
-    counts. ``Standalone(pyro_net, guide)`` goes back, as does ``net`` itself.
+    counts, in nats whatever their ``kl_reduction``. ``Standalone(pyro_net, guide)`` goes back, as
+    does ``net`` itself.
 
     Args:
         net: a network with such layers, however deep inside.

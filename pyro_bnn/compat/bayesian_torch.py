@@ -749,9 +749,10 @@ def dnn_to_bnn(m: nn.Module, bnn_prior_parameters: Mapping[str, Any]) -> None:
         m: the network.
         bnn_prior_parameters: ``prior_mu``, ``prior_sigma`` (a standard deviation),
             ``posterior_mu_init``, ``posterior_rho_init``, ``type`` ("Reparameterization",
-            "Flipout", "Radial" or "Mixture"), and maybe ``moped_enable``, ``moped_delta``: then
-            posteriors and priors have the trained weights as means, and a posterior's standard
-            deviation is ``moped_delta`` times the size of its weight, at least 1e-4.
+            "Flipout", "Radial" or "Mixture"), and maybe ``kl_reduction``, ``moped_enable`` and
+            ``moped_delta``: then posteriors and priors have the trained weights as means, and a
+            posterior's standard deviation is ``moped_delta`` times the size of its weight, at least
+            1e-4.
 
     Raises:
         TypeError: if a layer cannot be converted, naming its path and the reason.
@@ -800,7 +801,7 @@ def get_kl_loss(m: nn.Module) -> Tensor:
 
 
 _REQUIRED = ("prior_mu", "prior_sigma", "posterior_mu_init", "posterior_rho_init", "type")
-_OPTIONAL = ("moped_enable", "moped_delta")
+_OPTIONAL = ("moped_enable", "moped_delta", "kl_reduction")
 _TYPES = ("Reparameterization", "Flipout", "Radial", "Mixture")
 
 
@@ -818,7 +819,7 @@ def _checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if "moped_delta" not in parameters:
             raise ValueError("`moped_enable` needs `moped_delta`, a fraction of each weight's size")
         check_positive(moped_delta=parameters["moped_delta"])
-    check_positive(prior_sigma=parameters["prior_sigma"])
+    _check(parameters.get("kl_reduction", "sum"), prior_sigma=parameters["prior_sigma"])
     return dict(parameters)
 
 
@@ -864,10 +865,11 @@ def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
         parameters["posterior_mu_init"],
         parameters["posterior_rho_init"],
     ]
+    kl_reduction = parameters.get("kl_reduction", "sum")
     if parameters["type"] == "Mixture":
-        layer._set_up_mixture(*((x, x) for x in values), "sum")
+        layer._set_up_mixture(*((x, x) for x in values), kl_reduction)
     else:
-        layer._set_up(*values)
+        layer._set_up(*values, kl_reduction)
     layer.dnn_to_bnn_flag = True
     if parameters.get("moped_enable"):
         for key, weight in trained.items():
