@@ -15,7 +15,9 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import kl_divergence
 
+from pyro_bnn import bayesianize
 from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble, to_pyro
+from pyro_bnn.guides import AutoLRT
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
 
 NOISE = 0.5
@@ -194,6 +196,41 @@ def test_a_network_that_adds_divergences_itself():
     assert kl.item() == pytest.approx(loss, rel=1e-5)
     guide.to(torch.float64)
     assert net.head.mu_weight.dtype == torch.float64
+
+
+@EACH
+def test_plain_torch_needs_no_pyro(make):
+    net = WithKL(make())
+    x, y = data()
+    train_in_torch(net.net, x, y, 2)
+    net.eval()(x)
+    assert not len(pyro.get_param_store())
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x)[1], net(x)[1])
+    torch.compiler.reset()
+
+
+class Apart(nn.Module):
+    """Its layers are on two devices."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first = first.to("cuda")
+        self.second = second
+
+    def forward(self, x):
+        return self.second(self.first(x.to("cuda")).cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_layers_on_two_devices():
+    x = torch.randn(4, 3)
+    linear = bayesian_torch.LinearFlipout
+    out, kl = WithKL(Apart(linear(3, 5), linear(5, 2)))(x)
+    (out.sum() + kl).backward()
+    bnn = bayesianize(Apart(nn.Linear(3, 5), nn.Linear(5, 2)))
+    out, kl = Standalone(bnn, AutoLRT(bnn))(x)
+    (out.sum() + kl).backward()
 
 
 def test_priors_go_along():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..guides import AutoPosterior
 from ..guides._guide import check_posteriors
 from ..guides._sites import sample_attributes
-from ..infer._kl import analytic_kl, kl_or_estimate
+from ..infer._kl import add_up, analytic_kl, kl_or_estimate
 from ..posteriors import Posterior
 from ._twin import twin
 
@@ -90,10 +90,10 @@ class Standalone(nn.Module):
         return output
 
     def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
-        total: Any = 0.0
-        for (_, module, key), q, value in zip(self._sites, posteriors, values, strict=True):
-            total = total + kl_or_estimate(q, _prior(module, key), value).sum()
-        return total
+        return add_up(
+            kl_or_estimate(q, _prior(module, key), value).sum()
+            for (_, module, key), q, value in zip(self._sites, posteriors, values, strict=True)
+        )
 
     def _set_up(self) -> None:
         self.__dict__["_checked"] = False

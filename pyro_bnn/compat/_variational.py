@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar
 
-import torch
 from pyro.distributions import Independent
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..infer._kl import kl_or_estimate
+from ..infer._kl import add_up, kl_or_estimate
 from ..posteriors import Posterior
 
 REDUCTIONS = ("sum", "mean")
@@ -91,16 +90,11 @@ class VariationalLayer(nn.Module):
 
     def _kl(self, distributions: Mapping[str, Distribution]) -> Tensor:
         """The divergence of all weights, in nats; reduced by ``kl_reduction``."""
-        total = torch.zeros(())
-        for key, q in distributions.items():
-            p = Independent(self._prior(key), len(q.event_shape))
-            kl = kl_or_estimate(q, p, q.mean)
-            total = total.to(kl) + (kl / q.event_shape.numel() if self._averages else kl)
-        return total
+        return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
-    @property
-    def _averages(self) -> bool:
-        return self.kl_reduction == "mean"
+    def _kl_of(self, key: str, q: Distribution) -> Tensor:
+        kl = kl_or_estimate(q, Independent(self._prior(key), len(q.event_shape)), q.mean)
+        return kl / q.event_shape.numel() if self.kl_reduction == "mean" else kl
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from ..conversion._bayesianize import join, make_pyro, make_random
 from ..conversion._weights import copied
 from ..guides import AutoPosterior, AutoReparameterization
 from ..guides._sites import sample_attributes
+from ..infer._kl import add_up
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ._variational import VariationalLayer, state_to_pickle
@@ -51,8 +51,8 @@ class WithKL(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         output = self.net(*args, **kwargs)
-        divergences = [layer._kl(layer._distributions()) for _, layer in _layers(self.net)]
-        return output, torch.stack(divergences).sum()
+        layers = _layers(self.net)
+        return output, add_up(layer._kl(layer._distributions()) for _, layer in layers)
 
     def __getstate__(self) -> dict[str, Any]:
         return state_to_pickle(self)

@@ -22,6 +22,7 @@ from ..conversion._weights import weights
 from ..distributions import NormalMixture
 from ..estimators import Flipout
 from ..guides import init_to_fraction
+from ..infer._kl import add_up
 from ..nn._recurrent import _Recurrent
 from ..posteriors import MixturePosterior, NormalPosterior, Posterior, RadialPosterior
 from ._variational import REDUCTIONS, VariationalLayer
@@ -794,10 +795,9 @@ def get_kl_loss(m: nn.Module) -> Tensor:
         ValueError: if there are none.
     """
     layers: list[Any] = [layer for layer in m.modules() if hasattr(layer, "kl_loss")]
-    losses = [layer.kl_loss() for layer in layers]
-    if not losses:
+    if not layers:
         raise ValueError("`m` has no Bayesian layers: convert it by `dnn_to_bnn`")
-    return torch.stack(losses).sum()
+    return add_up(layer.kl_loss() for layer in layers)
 
 
 _REQUIRED = ("prior_mu", "prior_sigma", "posterior_mu_init", "posterior_rho_init", "type")

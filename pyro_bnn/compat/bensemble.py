@@ -18,6 +18,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from .._validation import check_positive
 from ..estimators import LocalReparameterization
+from ..infer._kl import add_up
 from ..posteriors import NormalPosterior
 from ._variational import VariationalLayer
 
@@ -56,14 +57,13 @@ class BaseBayesianLayer(VariationalLayer):
 
     def kl_divergence(self) -> Tensor:
         """The divergence of all weights from their priors, a sum in nats; pruned ones have none."""
-        total = torch.zeros(())
-        for mu, rho in self._pairs().values():
-            kept = rho > _PRUNED
-            sigma = F.softplus(torch.where(kept, rho, 0))
-            q = dist.Normal(mu, sigma, validate_args=False)
-            kl = kl_divergence(q, self._prior_of(mu))
-            total = total.to(mu) + torch.where(kept, kl, 0).sum()
-        return total
+        return add_up(self._kl_of_pair(mu, rho) for mu, rho in self._pairs().values())
+
+    def _kl_of_pair(self, mu: Tensor, rho: Tensor) -> Tensor:
+        kept = rho > _PRUNED
+        sigma = F.softplus(torch.where(kept, rho, 0))
+        kl = kl_divergence(dist.Normal(mu, sigma, validate_args=False), self._prior_of(mu))
+        return torch.where(kept, kl, 0).sum()
 
     @torch.no_grad()
     def get_pruning_masks(self, threshold: float = 0.83) -> dict[str, Tensor]:
