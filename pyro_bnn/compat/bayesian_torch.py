@@ -241,7 +241,6 @@ class _Linear(BaseVariationalLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
-        """See the document of the class."""
         super().__init__(in_features, out_features, bias=bias, **options)
         self._set_up(
             prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
@@ -349,6 +348,10 @@ class _Sequences(VariationalLayer):
     Its parameters are in ``ih`` and ``hh``, as if these were two linear layers.
     """
 
+    def _randomize(self, *args: Any) -> None:
+        self.ih, self.hh = nn.Module(), nn.Module()
+        super()._randomize(*args)
+
     def _name(self, key: str, part: str) -> str:
         kind, side, _ = key.split("_")
         return f"{side}.{part}_{kind}"
@@ -420,10 +423,6 @@ class _LSTM(_Sequences, BaseVariationalLayer_):
             prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
         )
 
-    def _set_up(self, *args: Any) -> None:
-        self.ih, self.hh = nn.Module(), nn.Module()
-        super()._set_up(*args)
-
 
 class _LSTMMixture(_Sequences, BaseMixtureLayer_):
     def __init__(
@@ -442,10 +441,6 @@ class _LSTMMixture(_Sequences, BaseMixtureLayer_):
         super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
         values = (prior_mean, prior_variance, posterior_mu_init, posterior_rho_init)
         self._set_up_mixture(*((x, x) for x in values), kl_reduction)
-
-    def _set_up_mixture(self, *args: Any) -> None:
-        self.ih, self.hh = nn.Module(), nn.Module()
-        super()._set_up_mixture(*args)
 
 
 class LinearReparameterization(_Reparameterization, _Linear, nn.Linear):
@@ -478,15 +473,7 @@ class LinearReparameterization(_Reparameterization, _Linear, nn.Linear):
 
 
 class Conv1dReparameterization(_Reparameterization, _Convolution, nn.Conv1d):
-    """``nn.Conv1d`` with Normal posteriors, one draw for all examples.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of
-            ``nn.Conv1d``.
-        prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction: as for
-            :class:`LinearReparameterization`, as are results and errors.
-        options: further arguments of torch's layer: ``padding_mode``, ``device``, ``dtype``.
-    """
+    """``nn.Conv1d`` with Normal posteriors; see :class:`Conv2dReparameterization`."""
 
 
 class Conv2dReparameterization(_Reparameterization, _Convolution, nn.Conv2d):
@@ -502,50 +489,27 @@ class Conv2dReparameterization(_Reparameterization, _Convolution, nn.Conv2d):
 
 
 class Conv3dReparameterization(_Reparameterization, _Convolution, nn.Conv3d):
-    """``nn.Conv3d`` with Normal posteriors, one draw for all examples.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of
-            ``nn.Conv3d``.
-        prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction: as for
-            :class:`LinearReparameterization`, as are results and errors.
-        options: further arguments of torch's layer: ``padding_mode``, ``device``, ``dtype``.
-    """
+    """``nn.Conv3d`` with Normal posteriors; see :class:`Conv2dReparameterization`."""
 
 
 class ConvTranspose1dReparameterization(_Reparameterization, _Convolution, nn.ConvTranspose1d):
-    """``nn.ConvTranspose1d`` with Normal posteriors, one draw for all examples.
+    """``nn.ConvTranspose1d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of
-            ``nn.ConvTranspose1d``.
-        prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction: as for
-            :class:`LinearReparameterization`, as are results and errors.
-        options: further arguments of torch's layer: ``output_padding``, ``device``, ``dtype``.
+    Options are ``output_padding``, ``device`` and ``dtype``.
     """
 
 
 class ConvTranspose2dReparameterization(_Reparameterization, _Convolution, nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with Normal posteriors, one draw for all examples.
+    """``nn.ConvTranspose2d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of
-            ``nn.ConvTranspose2d``.
-        prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction: as for
-            :class:`LinearReparameterization`, as are results and errors.
-        options: further arguments of torch's layer: ``output_padding``, ``device``, ``dtype``.
+    Options are ``output_padding``, ``device`` and ``dtype``.
     """
 
 
 class ConvTranspose3dReparameterization(_Reparameterization, _Convolution, nn.ConvTranspose3d):
-    """``nn.ConvTranspose3d`` with Normal posteriors, one draw for all examples.
+    """``nn.ConvTranspose3d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of
-            ``nn.ConvTranspose3d``.
-        prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction: as for
-            :class:`LinearReparameterization`, as are results and errors.
-        options: further arguments of torch's layer: ``output_padding``, ``device``, ``dtype``.
+    Options are ``output_padding``, ``device`` and ``dtype``.
     """
 
 
