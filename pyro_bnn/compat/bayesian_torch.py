@@ -439,8 +439,13 @@ class _LSTMMixture(_Sequences, BaseMixtureLayer_):
         **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
-        values = (prior_mean, prior_variance, posterior_mu_init, posterior_rho_init)
-        self._set_up_mixture(*((x, x) for x in values), kl_reduction)
+        self._set_up_mixture(
+            (prior_mean, prior_mean),
+            (prior_variance, prior_variance),
+            (posterior_mu_init, posterior_mu_init),
+            (posterior_rho_init, posterior_rho_init),
+            kl_reduction,
+        )
 
 
 class LinearReparameterization(_Reparameterization, _Linear, nn.Linear):
