@@ -319,6 +319,23 @@ def test_flipout_signs_are_per_channel():
     assert (out - out[..., :1, :1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("name", ["LinearMixture", "Conv2dMixture"])
+def test_components_start_where_they_are_told(name):
+    layer = make(
+        name,
+        posterior_mu_init_1=-1.0,
+        posterior_mu_init_2=2.0,
+        posterior_rho_init_1=-2.0,
+        posterior_rho_init_2=0.0,
+    )
+    q = layer._posteriors["weight"].base()
+    assert (q.loc[..., 0] + 1).abs().max() < 0.5
+    assert (q.loc[..., 1] - 2).abs().max() < 0.5
+    rho = q.scale.expm1().log()
+    assert (rho[..., 0] + 2).abs().max() < 0.5
+    assert rho[..., 1].abs().max() < 0.5
+
+
 def test_flipout_has_the_moments_of_the_posterior():
     layer = LinearFlipout(3, 2, posterior_rho_init=0.0)
     x = torch.tensor([[1.0, -2.0, 0.5]])
@@ -530,6 +547,9 @@ def test_copies_pickles_and_moves(name):
     assert first(double(x.double())).dtype == torch.float64
     assert double.kl_loss().dtype == torch.float64
     assert repr(layer).startswith(name + "(")
+    for key, q in layer._posteriors.items():  # the very same parameters, under other names
+        q.loc_unconstrained = nn.Parameter(torch.ones_like(q.loc_unconstrained))
+        assert (getattr(layer, key) == 1).all()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -101,7 +101,8 @@ def test_pruned_layers_keep_a_finite_divergence(make, their, args, shape):
             kept = masks[name.replace("rho", "mu")].bool()
             assert torch.equal(parameter[~kept], before[name][~kept])
         torch.testing.assert_close(pruned.get_pruning_masks(0.0), masks)
-        assert (pruned.double().eval()(x.double()).dtype) == torch.float64
+        assert pruned.double().eval()(x.double()).dtype == torch.float64
+        assert pruned.to("meta")._posteriors["weight"].kept.is_meta
     whole = make(*args)
     whole.load_state_dict(other.state_dict())
     torch.testing.assert_close(WithKL(whole)(torch.randn(shape))[1], kl)

@@ -18,7 +18,7 @@ from pyro.nn import PyroModule, PyroSample
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pyro_bnn import bayesianize, to_deterministic
+from pyro_bnn import bayesianize, summary, to_deterministic
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization, init_to_fraction
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
@@ -137,6 +137,12 @@ def test_selects_nothing(where, error, message):
     with pytest.raises(error, match=message):
         bayesianize(net, where=where, inplace=True)
     assert type(net) is Net
+
+
+@pytest.mark.parametrize("net", [nn.ReLU(), nn.LayerNorm(3), nn.Linear(2, 2).requires_grad_(False)])
+def test_nothing_to_select(net):
+    with pytest.raises(ValueError, match="`net` has no parameters to convert"):
+        bayesianize(net)
 
 
 def test_shared_weights_are_one_site_with_one_divergence():
@@ -326,6 +332,24 @@ def test_trains_with_each_prior(kind, prior):
     losses = [svi.step(x, y) for _ in range(3)]
     assert all(torch.isfinite(torch.tensor(losses)))
     assert Predictive(model, guide=guide, num_samples=4)(x)["obs"].shape == (4, 20)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_network_that_has_run_goes_into_another_model(inplace):
+    x, y = data()
+    net = bayesianize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)))
+    summary(net)
+    guide = AutoReparameterization(net)
+    guide(x), net(x)
+    model = Regression(bayesianize(net, prior=guide, inplace=inplace))
+    svi = SVI(model, AutoLRT(model), pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    assert svi.step(x, y) > 0
+
+
+def test_a_summary_is_no_run():
+    net = bayesianize(nn.Linear(3, 1))
+    summary(net)
+    assert Regression(net)(data()[0]).shape == (20,)
 
 
 def test_is_a_model_for_nuts():

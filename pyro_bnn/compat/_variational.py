@@ -127,14 +127,18 @@ class _Borrowed(MutableMapping[str, Any]):
         self.names = names
 
     def __getitem__(self, key: str) -> Any:
-        return self.layer._get(self.names[key])
+        try:
+            return self.layer._get(self.names[key])
+        except AttributeError as error:
+            raise KeyError(key) from error
 
     def __setitem__(self, key: str, value: Any) -> None:
         holder, name = self.layer._holder(self.names[key])
-        setattr(holder, name, value)
+        holder._parameters[name] = value
 
     def __delitem__(self, key: str) -> None:
-        raise TypeError(f"`{self.names[key]}` is a parameter of the layer, which cannot lose it")
+        holder, name = self.layer._holder(self.names[key])
+        del holder._parameters[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -84,7 +84,7 @@ class BaseBayesianLayer(VariationalLayer):
         if not 0 <= threshold < math.inf:
             raise ValueError(f"`threshold` (={threshold}) must be finite and not negative")
         return {
-            name: (mu.abs() > threshold * F.softplus(rho)).to(mu) * (rho > _PRUNED)
+            name: (mu.abs() > threshold * F.softplus(rho)).to(mu)
             for name, (mu, rho) in self._pairs().items()
         }
 

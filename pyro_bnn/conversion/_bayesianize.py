@@ -72,8 +72,8 @@ def bayesianize(
     Raises:
         TypeError: if a module cannot be converted (its path, the reason and the way out are
             named), if ``where`` has no selector, or a prior is neither a distribution nor a rule.
-        ValueError: if ``where`` or a pattern of ``prior`` fits nothing, or a prior does not
-            broadcast to its weight.
+        ValueError: if there is nothing to convert, ``where`` or a pattern of ``prior`` fits
+            nothing, or a prior does not broadcast to its weight.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -318,7 +318,8 @@ def join(net: Any) -> None:
     """Gives all Pyro modules of a network their names, and one context."""
     if not isinstance(net, PyroModule):
         return
-    root, context = net._pyro_name, net._pyro_context
+    root = net._pyro_name
+    context = net._pyro_context if root else _Context()  # as if it had never run
     for path, module in net.named_modules():
         if isinstance(module, PyroModule):
             module._pyro_name = _make_name(root, path) if path else root

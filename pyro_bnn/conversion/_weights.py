@@ -118,11 +118,17 @@ def select(net: nn.Module, where: Selector | Iterable[Selector] | None) -> list[
 
     Raises:
         TypeError: if ``where`` is, or contains, no selector.
-        ValueError: if a selector means nothing.
+        ValueError: if a selector means nothing, or there is nothing to select.
     """
     candidates = weights(net)
     if where is None:
-        return [w for w in candidates if not w.is_frozen and not w.is_normalisation]
+        usual = [w for w in candidates if not w.is_frozen and not w.is_normalisation]
+        if not usual:
+            raise ValueError(
+                f"`net` has no parameters to convert, only {_listed(candidates)}, which are frozen "
+                "or those of normalisation layers: name some by `where`, or unfreeze them"
+            )
+        return usual
     several = isinstance(where, Iterable) and not isinstance(where, (str, nn.Module, Tensor))
     chosen: set[int] = set()
     for selector in where if several else [where]:  # type: ignore[union-attr]
