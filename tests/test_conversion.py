@@ -107,6 +107,12 @@ def test_normalisation_layers_are_known_by_their_names():
     assert list(AutoLRT(bayesianize(net))) == ["a.weight", "a.bias"]
 
 
+def test_the_last_layer_may_have_the_weight_of_the_first():
+    net = Net()
+    net.decode.bias = None
+    assert list(AutoLRT(bayesianize(net, where="last_layer"))) == ["embed.weight"]
+
+
 def test_selection_by_a_parameter_or_a_module():
     net = Net()
     assert list(AutoLRT(bayesianize(net, where=net.decode.bias))) == ["decode.bias"]

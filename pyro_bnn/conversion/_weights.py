@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -134,7 +135,7 @@ def select(net: nn.Module, where: Selector | Iterable[Selector] | None) -> list[
     for selector in where if several else [where]:  # type: ignore[union-attr]
         fits = [w for w in candidates if _fits(selector, w)]
         if not fits and isinstance(selector, str) and selector == "last_layer":
-            fits = _last_layer(candidates)
+            fits = _last_layer(net, candidates)
         if not fits:
             raise ValueError(
                 f"`where` has {_described(selector)}, which fits none of the parameters "
@@ -176,9 +177,14 @@ def _fits(selector: Any, weight: Weight) -> bool:
     )
 
 
-def _last_layer(candidates: list[Weight]) -> list[Weight]:
-    usual = [w for w in candidates if not w.is_normalisation]
-    return [w for w in usual if any(m is usual[-1].module for _, m, _ in w.places)]
+def _last_layer(net: nn.Module, candidates: list[Weight]) -> list[Weight]:
+    of_module: dict[int, list[Weight]] = {}
+    for weight in candidates:
+        for _, module, _ in weight.places:
+            of_module.setdefault(id(module), []).append(weight)
+    usual = (m for m in net.modules() if id(m) in of_module and not is_normalisation(m))
+    last = deque(usual, maxlen=1)
+    return of_module[id(last[0])] if last else []
 
 
 def _described(selector: Any) -> str:
