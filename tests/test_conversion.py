@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -358,6 +360,21 @@ def test_a_summary_is_no_run():
     assert Regression(net)(data()[0]).shape == (20,)
 
 
+def test_a_part_of_a_model_in_place():
+    model = Regression(PyroModule[nn.Sequential](PyroModule[nn.Linear](3, 1)))
+    bayesianize(model.net, inplace=True)
+    assert list(AutoLRT(model)) == ["net.0.weight", "net.0.bias"]
+    assert model(data()[0]).shape == (20,)
+
+
+def test_keeps_no_parameter_that_it_replaces():
+    net = nn.LSTM(3, 4)
+    old = [weakref.ref(p) for p in net.parameters()]
+    bayesianize(net, inplace=True)
+    gc.collect()
+    assert not any(ref() is not None for ref in old)
+
+
 def test_is_a_model_for_nuts():
     model = Regression(bayesianize(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))))
     x, y = data()
@@ -427,11 +444,13 @@ def test_slices():
             *(f"blocks.{i}.{p}" for i in (1, 2) for p in ("weight", "bias")),
             *(f"shifts.{i}" for i in (0, 2)),
         }
+    leaves = {name: value.requires_grad_() for name, value in values.items()}
+    poutine.condition(converted, leaves)(x).sum().backward()
+    assert leaves["shifts.2"].grad.any()
+    assert leaves["body.3.weight"].grad.any()
     guide = AutoReparameterization(converted)
     with pytest.warns(UserWarning, match="did not read the weights .*body.2.weight"):
-        loss = TraceKL_ELBO().differentiable_loss(converted, guide, x)
-    loss.backward()
-    assert guide["shifts.2"].loc_unconstrained.grad.any()
+        TraceKL_ELBO().loss(converted, guide, x)
     plain = to_deterministic(converted, guide)
     assert type(plain.body) is nn.Sequential
     torch.testing.assert_close(plain(x), net(x))
