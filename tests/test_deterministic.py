@@ -57,6 +57,8 @@ def test_leaves_the_network_alone_and_shares_nothing_with_it():
     before = {name: value.clone() for name, value in guide.state_dict().items()}
     plain = to_deterministic(net, guide)
     assert not plain.training
+    net.train()[1].eval()
+    assert [m.training for m in to_deterministic(net, guide)] == [True, False, True]
     with torch.no_grad():
         for tensor in [*plain.parameters(), *plain.buffers()]:
             tensor.add_(1)
