@@ -598,6 +598,8 @@ def test_a_state_dict_with_a_shared_weight_and_one_without_all():
         other.embed.weight.add_(1)
     guide = AutoLRT(converted, init_loc_fn=other.state_dict())
     assert torch.equal(guide["embed.weight"].median(), other.embed.weight)
+    guide = AutoLRT(converted, init_loc_fn={"decode.weight": torch.full((7, 4), 2.0)})
+    assert (guide["embed.weight"].median() == 2.0).all()
     guide = AutoLRT(converted, init_loc_fn={"scale": torch.full((4,), 3.0)})
     assert guide["scale"].median().tolist() == [3.0] * 4
     assert torch.equal(guide["embed.weight"].median(), net.embed.weight)
