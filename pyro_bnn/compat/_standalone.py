@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..guides import AutoPosterior
-from ..guides._guide import check_posteriors
+from ..guides._checks import check_posteriors
 from ..guides._sites import sample_attributes
 from ..infer._kl import add_up, analytic_kl, kl_or_estimate
 from ..posteriors import Posterior

@@ -12,7 +12,7 @@ from torch.distributions import transform_to
 
 from ..estimators._draw import plain
 from ..guides import AutoPosterior
-from ..guides._guide import check_posteriors
+from ..guides._checks import check_posteriors
 from ..guides._sites import own_samples, sample_attributes
 from ..nn import BayesianEmbedding
 from ..nn._prior import Prior

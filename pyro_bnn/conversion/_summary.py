@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import Distribution, Independent
 
 from ..guides import AutoPosterior
-from ..guides._guide import check_posteriors
+from ..guides._checks import check_posteriors
 from ..posteriors import ConstrainedPosterior
 from ._table import table
 from ._weights import weights

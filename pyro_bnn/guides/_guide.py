@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._parameter_store import OwnParameters, own_parameters
 from .._validation import nan_arguments
@@ -26,7 +26,7 @@ from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
-from ._sites import is_handled, module_sites, own_model_parameters, sample_attributes
+from ._sites import is_handled, module_sites, own_model_parameters
 
 PosteriorFactory = Callable[..., Posterior]
 
@@ -384,23 +384,3 @@ class AutoPosterior(AutoGuide):
             new._model = (memo.get(id(model), model),)
             own_model_parameters(new._model[0])
         return new
-
-
-def check_posteriors(net: nn.Module, guide: AutoPosterior) -> None:
-    """Checks that a network has random weights, and the guide posteriors for them."""
-    if not isinstance(guide, AutoPosterior):
-        raise TypeError(
-            f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
-            "`AutoLRT(net)`"
-        )
-    names = [name for name, *_ in sample_attributes(net)]
-    if not names:
-        raise ValueError(
-            "`net` has no random weights: give it priors, say by `pyro_bnn.bayesianize(net)`"
-        )
-    missing = [name for name in names if name not in set(guide)]
-    if missing:
-        raise ValueError(
-            f"`guide` has no posteriors for the sites {missing} of `net`: build it from the "
-            "network, or from a model that contains it"
-        )

@@ -1,0 +1,83 @@
+"""The layers of bayesian-torch, as bindings over the core: change the import, keep the loop.
+
+``forward`` returns ``(output, kl)``. Names and defaults of arguments, their order, and the names of
+parameters in a ``state_dict`` are bayesian-torch's; the numbers are right where they are wrong
+there (:doc:`/migration`). Layers are also torch's own: ``Conv2dFlipout`` is an ``nn.Conv2d``, takes
+all of its arguments by keyword, and knows no Pyro.
+"""
+
+from ._base import BaseMixtureLayer_, BaseVariationalLayer_
+from ._conversion import dnn_to_bnn, get_kl_loss
+from ._layers import (
+    Conv1dFlipout,
+    Conv1dMixture,
+    Conv1dRadial,
+    Conv1dReparameterization,
+    Conv2dFlipout,
+    Conv2dMixture,
+    Conv2dRadial,
+    Conv2dReparameterization,
+    Conv3dFlipout,
+    Conv3dMixture,
+    Conv3dRadial,
+    Conv3dReparameterization,
+    ConvTranspose1dFlipout,
+    ConvTranspose1dMixture,
+    ConvTranspose1dRadial,
+    ConvTranspose1dReparameterization,
+    ConvTranspose2dFlipout,
+    ConvTranspose2dMixture,
+    ConvTranspose2dRadial,
+    ConvTranspose2dReparameterization,
+    ConvTranspose3dFlipout,
+    ConvTranspose3dMixture,
+    ConvTranspose3dRadial,
+    ConvTranspose3dReparameterization,
+    LinearFlipout,
+    LinearMixture,
+    LinearRadial,
+    LinearReparameterization,
+    LSTMFlipout,
+    LSTMMixture,
+    LSTMRadial,
+    LSTMReparameterization,
+)
+
+__all__ = [
+    "BaseMixtureLayer_",
+    "BaseVariationalLayer_",
+    "Conv1dFlipout",
+    "Conv1dMixture",
+    "Conv1dRadial",
+    "Conv1dReparameterization",
+    "Conv2dFlipout",
+    "Conv2dMixture",
+    "Conv2dRadial",
+    "Conv2dReparameterization",
+    "Conv3dFlipout",
+    "Conv3dMixture",
+    "Conv3dRadial",
+    "Conv3dReparameterization",
+    "ConvTranspose1dFlipout",
+    "ConvTranspose1dMixture",
+    "ConvTranspose1dRadial",
+    "ConvTranspose1dReparameterization",
+    "ConvTranspose2dFlipout",
+    "ConvTranspose2dMixture",
+    "ConvTranspose2dRadial",
+    "ConvTranspose2dReparameterization",
+    "ConvTranspose3dFlipout",
+    "ConvTranspose3dMixture",
+    "ConvTranspose3dRadial",
+    "ConvTranspose3dReparameterization",
+    "LSTMFlipout",
+    "LSTMMixture",
+    "LSTMRadial",
+    "LSTMReparameterization",
+    "LinearFlipout",
+    "LinearMixture",
+    "LinearRadial",
+    "LinearReparameterization",
+    "dnn_to_bnn",
+    "get_kl_loss",
+]
