@@ -141,6 +141,8 @@ def test_a_function_and_other_latent_variables():
         with pyro.plate("data", len(x)):
             pyro.sample("obs", dist.Normal(mean, NOISE), obs=y)
 
+    with pytest.raises(ValueError, match="NaN in the model's arguments"):
+        guide(x * float("nan"))
     before = [p.detach().clone() for p in net.parameters()]
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
     assert svi.step(x, y) > 0

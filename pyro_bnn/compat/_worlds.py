@@ -117,6 +117,7 @@ class _OfWeights(AutoReparameterization):
     """A guide that knows its sites without a run of the model, whatever its arguments are."""
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self._check_nan(args, kwargs)
         posteriors = {name: self[name].distribution(shared=self.is_shared) for name in self}
         return {name: pyro.sample(name, q) for name, q in posteriors.items()}
 
