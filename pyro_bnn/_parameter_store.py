@@ -36,14 +36,15 @@ class OwnParameters(_Context):
             self.claim()
         super().__enter__()
 
-    def claim(self) -> None:
+    def claim(self, names_in_use: bool = False) -> None:
+        """Puts the module's parameters into the store, maybe those only whose names it has."""
         root = self._root()
         if root is None or pyro.settings.get("module_local_params"):
             return
         store = pyro.get_param_store()
         for name, parameter, constraint in _store_entries(root):
             held = store._params.get(name)
-            if held is parameter:
+            if held is parameter or (held is None and names_in_use):
                 continue
             if held is not None and held not in _REGISTERED:
                 _adopt(name, parameter, held)
@@ -57,15 +58,16 @@ class OwnParameters(_Context):
         return _Context, ()
 
 
-def own_parameters(root: PyroModule) -> None:
+def own_parameters(root: PyroModule) -> OwnParameters:
     """Gives a module and all of its submodules a context that keeps their parameters apart."""
     if isinstance(root._pyro_context, OwnParameters) and root._pyro_context._root() is root:
-        return
+        return root._pyro_context
     old, new = root._pyro_context, OwnParameters(root)
     new.used = old.used
     for module in root.modules():
         if isinstance(module, PyroModule) and module._pyro_context is old:
             module._pyro_context = new
+    return new
 
 
 def _store_entries(

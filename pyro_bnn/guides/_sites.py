@@ -80,7 +80,7 @@ def own_model_parameters(model: Callable[..., Any]) -> None:
     for root in _referred_modules(_unwrap(model)[1]):
         # A module with a name is part of another, or was named by the user to keep it apart.
         if isinstance(root, PyroModule) and not root._pyro_name:
-            own_parameters(root)
+            own_parameters(root).claim(names_in_use=True)
 
 
 def is_handled(model: Callable[..., Any]) -> bool:
