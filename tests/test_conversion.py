@@ -360,6 +360,14 @@ def test_a_summary_is_no_run():
     assert Regression(net)(data()[0]).shape == (20,)
 
 
+def test_converts_again_what_is_shared(capsys):
+    net = bayesianize(bayesianize(Net()), prior=Normal(0, 2))
+    assert set(AutoLRT(net)) == set(ALL)
+    assert net.again[0].weight_prior().base_dist.scale[0, 0].item() == 2
+    summary(net)
+    assert f"random weights in {len(ALL)} sites" in capsys.readouterr().out
+
+
 def test_a_part_of_a_model_in_place():
     model = Regression(PyroModule[nn.Sequential](PyroModule[nn.Linear](3, 1)))
     bayesianize(model.net, inplace=True)
