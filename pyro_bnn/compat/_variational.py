@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar
 
+import torch
 from pyro.distributions import Independent
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
-from ..infer._kl import add_up, kl_or_estimate
+from ..infer._kl import add_up
 from ..posteriors import Posterior
 
 REDUCTIONS = ("sum", "mean")
@@ -50,6 +51,9 @@ class VariationalLayer(nn.Module):
             for part, value in prior(key, parameter).items():
                 holder, own = self._holder(self._prior_name(key, part))
                 holder.register_buffer(own, value.expand(parameter.shape), persistent=False)
+        with torch.no_grad():
+            # Torch looks a formula up in a way that does not compile, but remembers what it found.
+            self._kl(self._distributions())
 
     def _name(self, key: str, part: str) -> str:
         """The name of a posterior's parameter, for one of torch's."""
@@ -93,7 +97,7 @@ class VariationalLayer(nn.Module):
         return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
     def _kl_of(self, key: str, q: Distribution) -> Tensor:
-        kl = kl_or_estimate(q, Independent(self._prior(key), len(q.event_shape)), q.mean)
+        kl = kl_divergence(q, Independent(self._prior(key), len(q.event_shape)))
         return kl / q.event_shape.numel() if self.kl_reduction == "mean" else kl
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
