@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..guides._sites import sample_attributes
-from ..infer._kl import add_up, analytic_kl, kl_or_estimate
+from ..infer._kl import analytic_kl, total_kl
 from ..posteriors import Posterior
 from ._twin import twin
 
@@ -90,10 +90,8 @@ class Standalone(nn.Module):
         return output
 
     def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
-        return add_up(
-            kl_or_estimate(q, _prior(module, key), value).sum()
-            for (_, module, key), q, value in zip(self._sites, posteriors, values, strict=True)
-        )
+        priors = [_prior(module, key) for _, module, key in self._sites]
+        return total_kl(zip(posteriors, priors, values, strict=True))
 
     def _set_up(self) -> None:
         self.__dict__["_checked"] = False

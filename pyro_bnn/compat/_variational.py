@@ -30,6 +30,8 @@ class VariationalLayer(nn.Module):
     kl_reduction = "sum"
     dnn_to_bnn_flag = False
     _posteriors: dict[str, Posterior] = {}
+    #: The posteriors of a forward pass, while a network runs that draws and compares all of them.
+    _given: dict[str, Distribution] | None = None
 
     def _randomize(
         self,
@@ -77,6 +79,8 @@ class VariationalLayer(nn.Module):
 
     def _distributions(self) -> dict[str, Distribution]:
         """The posteriors as they are now."""
+        if self._given is not None:
+            return self._given
         return {key: q.distribution() for key, q in self._posteriors.items()}
 
     def _output(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -96,8 +100,11 @@ class VariationalLayer(nn.Module):
         """The divergence of all weights, in nats; reduced by ``kl_reduction``."""
         return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
+    def _pair(self, key: str, q: Distribution) -> tuple[Distribution, Distribution]:
+        return q, Independent(self._prior(key), len(q.event_shape))
+
     def _kl_of(self, key: str, q: Distribution) -> Tensor:
-        kl = kl_divergence(q, Independent(self._prior(key), len(q.event_shape)))
+        kl = kl_divergence(*self._pair(key, q))
         return kl / q.event_shape.numel() if self.kl_reduction == "mean" else kl
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pyro
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..conversion._bayesianize import join, make_pyro, make_random
 from ..conversion._weights import copied
 from ..guides import AutoPosterior, AutoReparameterization
 from ..guides._sites import sample_attributes
-from ..infer._kl import add_up
+from ..infer._kl import add_up, joint_kl, small_normals
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ._variational import VariationalLayer, state_to_pickle
@@ -50,12 +51,30 @@ class WithKL(nn.Module):
         self.net = net
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        output = self.net(*args, **kwargs)
-        layers = _layers(self.net)
-        return output, add_up(layer._kl(layer._distributions()) for _, layer in layers)
+        given = [(layer, layer._distributions()) for _, layer in _layers(self.net)]
+        try:
+            for layer, posteriors in given:  # so that each is made once, not again for its KL
+                layer.__dict__["_given"] = posteriors
+            return self.net(*args, **kwargs), _total(given)
+        finally:
+            for layer, _ in given:
+                layer.__dict__.pop("_given", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return state_to_pickle(self)
+
+
+def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
+    small, terms = [], []
+    for layer, posteriors in given:
+        for key, q in posteriors.items():
+            is_sum = layer.kl_reduction == "sum"
+            pair = small_normals(*layer._pair(key, q)) if is_sum else None
+            if pair is None:
+                terms.append(layer._kl_of(key, q))
+            else:
+                small.append(pair)
+    return add_up([*terms, *joint_kl(small)])
 
 
 def to_pyro(

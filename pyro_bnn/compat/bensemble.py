@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from .._validation import check_positive
+from ..distributions._divergence import trusted_normal
 from ..estimators import LocalReparameterization
 from ..infer._kl import add_up
 from ..posteriors import NormalPosterior
@@ -57,7 +58,15 @@ class BaseBayesianLayer(VariationalLayer):
 
     def kl_divergence(self) -> Tensor:
         """The divergence of all weights from their priors, a sum in nats; pruned ones have none."""
-        return add_up(self._kl_of_pair(mu, rho) for mu, rho in self._pairs().values())
+        pairs = self._pairs()
+        if len(pairs) == len(self._posteriors):
+            return self._kl(self._distributions())
+        return add_up(self._kl_of_pair(mu, rho) for mu, rho in pairs.values())
+
+    def _kl_of(self, key: str, q: Distribution) -> Tensor:
+        if self._posteriors[key].kept is None:
+            return super()._kl_of(key, q)
+        return self._kl_of_pair(*(self._get(self._name(key, part)) for part in ("mu", "rho")))
 
     def _kl_of_pair(self, mu: Tensor, rho: Tensor) -> Tensor:
         kept = rho > _PRUNED
@@ -144,7 +153,8 @@ class BaseBayesianLayer(VariationalLayer):
         return self._prior_of(self._get(self._name(key, "mu")))
 
     def _prior_of(self, mu: Tensor) -> Distribution:
-        return dist.Normal(torch.zeros_like(mu), self.prior_sigma, validate_args=False)
+        loc, scale = mu.new_zeros(()), mu.new_full((), self.prior_sigma)
+        return trusted_normal(loc.expand_as(mu), scale.expand_as(mu))
 
 
 _INITS: dict[str, Callable[[Tensor], Any]] = {

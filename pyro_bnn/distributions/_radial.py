@@ -7,8 +7,10 @@ import math
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, register_kl
+from torch.distributions import Independent, Normal, register_kl
 from torch.distributions.utils import broadcast_all
+
+from ._divergence import gaussian_divergence, innermost
 
 _EULER_GAMMA = 0.57721566490153286
 
@@ -155,8 +157,10 @@ class Radial(TorchDistribution):
 
 def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
     size = q._size
-    cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
+    if not q.batch_shape and q._kept is None:
+        return gaussian_divergence(q.loc, q.scale, loc, scale, share=1 / max(1, size)) + constant
+    cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     return q._sum((scale / q.scale).log() + cross) + constant
 
 
@@ -169,9 +173,7 @@ def _kl_radial_normal(q: Radial, p: Normal) -> Tensor:
 
 @register_kl(Radial, Independent)
 def _kl_radial_independent(q: Radial, p: Independent) -> Tensor:
-    base: Distribution = p
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = innermost(p)
     if not isinstance(base, Normal) or len(p.event_shape) != len(q.event_shape):
         raise NotImplementedError
     return _kl_radial(q, base.loc, base.scale)

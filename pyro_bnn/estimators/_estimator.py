@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, kl_divergence, register_kl
 
+from ..distributions._divergence import innermost, is_normal, normal_kl
 from ._draw import SharedSample, draw, plain
 
 
@@ -29,8 +31,13 @@ class Estimator(ABC):
 class Shared(Estimator):
     """One sample of the weight for all examples (Blundell et al. 2015, arXiv:1505.05424)."""
 
-    def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
-        value = base.rsample(sample_shape)
+    def draw(self, base: Any, sample_shape: torch.Size, event_dim: int) -> Tensor:
+        if is_normal(base):
+            shape = sample_shape + base.loc.shape
+            noise = torch.randn(shape, dtype=base.loc.dtype, device=base.loc.device)
+            value = torch.addcmul(base.loc, base.scale, noise)
+        else:
+            value = base.rsample(sample_shape)
         # An ordinary tensor is all that torch needs, unless there are sample dimensions.
         return value if value.dim() == event_dim else draw(SharedSample(value))
 
@@ -69,3 +76,19 @@ class Estimated(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(plain(value))
+
+
+def normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
+    """The Normals of a posterior over one weight and of its prior, if that is what they are."""
+    if type(q) is not Estimated or q.batch_shape or q.event_shape != p.event_shape:
+        return None
+    pair = q.base_dist, innermost(p)
+    return pair if all(map(is_normal, pair)) else None
+
+
+@register_kl(Estimated, Independent)
+def _kl_estimated(q: Estimated, p: Independent) -> Tensor:
+    pair = normals(q, p)
+    if pair is None:
+        return kl_divergence(Independent(q.base_dist, q.reinterpreted_batch_ndims), p)
+    return normal_kl(*pair)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
+
+from ..distributions._divergence import normal_kl, trusted_normal
+from ..estimators._estimator import normals
+
+# Up to this size, the time of an operation is that of calling it.
+_MAX_JOINT_SIZE = 1 << 13
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
@@ -22,6 +30,40 @@ def kl_or_estimate(q: Distribution, p: Distribution, value: Tensor) -> Tensor:
     """The registered divergence, or its Monte Carlo estimate at a value drawn from ``q``."""
     kl = analytic_kl(q, p)
     return q.log_prob(value) - p.log_prob(value) if kl is None else kl
+
+
+def total_kl(sites: Iterable[tuple[Distribution, Distribution, Tensor]]) -> Tensor:
+    """The sum of :func:`kl_or_estimate` over sites, a scalar."""
+    small, terms = [], []
+    for q, p, value in sites:
+        pair = small_normals(q, p)
+        if pair is None:
+            terms.append(kl_or_estimate(q, p, value).sum())
+        else:
+            small.append(pair)
+    return add_up([*terms, *joint_kl(small)])
+
+
+def small_normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
+    """The Normals of a site that are small enough for :func:`joint_kl`, or None."""
+    pair = normals(q, p)
+    return pair if pair is not None and pair[0].loc.numel() <= _MAX_JOINT_SIZE else None
+
+
+def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
+    """The divergence of all pairs of Normals together, in one operation for each dtype and device.
+
+    In networks of many layers, what costs time is to call operations.
+    """
+    groups: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
+    for q, p in pairs:
+        groups[q.loc.dtype, q.loc.device].append((q, p))
+    return [normal_kl(*map(_concatenated, zip(*g, strict=True))) for g in groups.values()]
+
+
+def _concatenated(normals: Iterable[Any]) -> Any:
+    parts = [(d.loc.reshape(-1), d.scale.reshape(-1)) for d in normals]
+    return trusted_normal(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def add_up(divergences: Iterable[Tensor]) -> Tensor:

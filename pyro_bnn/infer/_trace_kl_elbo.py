@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -16,9 +17,11 @@ from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
+from torch import Tensor
+from torch.distributions import kl_divergence
 
 from .._validation import nan_arguments
-from ._kl import analytic_kl
+from ._kl import add_up, analytic_kl, joint_kl, small_normals
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
@@ -80,8 +83,7 @@ class TraceKL_ELBO(Trace_ELBO):
         if self.kl_weight != 1:
             for site in (*latent.values(), *proposed.values()):
                 site["scale"] = self.kl_weight * site["scale"]
-        for name in latent.keys() & proposed.keys():
-            _fill_in_divergence(latent[name], proposed[name])
+        _fill_in_divergences([(latent[n], proposed[n]) for n in latent if n in proposed])
         # Both leave alone what has been filled in.
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
@@ -102,7 +104,7 @@ class TraceKL_ELBO(Trace_ELBO):
         sites = [
             name
             for name, site in model_trace.nodes.items()
-            if site["type"] == "sample" and math.isnan(torch_item(site["log_prob_sum"]))
+            if site["type"] == "sample" and math.isnan(torch_item(_own_log_prob(site)))
         ]
         found = nan_arguments(model, args, kwargs)
         cause = f"NaN in the arguments {', '.join(found)}" if found else "no argument has NaN"
@@ -115,22 +117,45 @@ def _is_latent(site: Site) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-def _fill_in_divergence(model_site: Site, guide_site: Site) -> None:
-    """Puts a site's divergence in the place of its densities, if there is a formula."""
-    q = guide_site["fn"]
-    alike = model_site["mask"] is guide_site["mask"] and (
-        model_site["scale"] is guide_site["scale"] or model_site["scale"] == guide_site["scale"]
-    )
-    # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
-    if not alike or not q.has_rsample or isinstance(q, Delta):
-        return
-    kl = analytic_kl(q, model_site["fn"])
-    if kl is None:
-        return
-    kl = scale_and_mask(kl.expand(q.batch_shape), guide_site["scale"], guide_site["mask"])
+def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
+    """Puts the divergences of sites in the places of their densities, if there are formulas.
+
+    Where sites are small, the first of them gets the divergence of all.
+    """
+    small: dict[float, list[tuple[Site, Site, Any]]] = defaultdict(list)
+    for model_site, guide_site in sites:
+        q, p = guide_site["fn"], model_site["fn"]
+        scale, mask = guide_site["scale"], guide_site["mask"]
+        alike = model_site["mask"] is mask and (
+            model_site["scale"] is scale or model_site["scale"] == scale
+        )
+        # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
+        if not alike or not q.has_rsample or isinstance(q, Delta):
+            continue
+        pair = small_normals(q, p) if mask is None and isinstance(scale, (int, float)) else None
+        if pair is not None:
+            small[scale].append((model_site, guide_site, pair))
+            continue
+        kl = analytic_kl(q, p)
+        if kl is not None:
+            _fill_in(model_site, guide_site, kl.expand(q.batch_shape))
+    for group in small.values():
+        total = add_up(joint_kl(pair for _, _, pair in group))
+        for i, (model_site, guide_site, _) in enumerate(group):
+            _fill_in(model_site, guide_site, total.new_zeros(()) if i else total)
+            model_site["joint"] = guide_site["fn"]
+
+
+def _fill_in(model_site: Site, guide_site: Site, kl: Tensor) -> None:
+    kl = scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
     model_site["log_prob"] = -kl
     model_site["log_prob_sum"] = -kl.sum()
     zero = torch.zeros_like(kl)
     guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
     guide_site["log_prob"] = zero
     guide_site["log_prob_sum"] = zero.sum()
+
+
+def _own_log_prob(site: Site) -> Tensor:
+    """That of one site, where another has the divergence of both."""
+    return -kl_divergence(site["joint"], site["fn"]) if "joint" in site else site["log_prob_sum"]

@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..distributions._divergence import trusted_normal
 from ._posterior import Posterior, trailing
 
 
@@ -26,7 +27,7 @@ class NormalPosterior(Posterior):
     """
 
     def base(self) -> dist.TorchDistribution:
-        return dist.Normal(self._read("loc"), self._read("scale"), validate_args=False)
+        return trusted_normal(self._read("loc"), self._read("scale"))
 
     def quantiles(self, probs: Tensor) -> Tensor:
         return self._masked(self.base().icdf(trailing(probs, self._read("loc"))).detach())

@@ -162,7 +162,8 @@ class Posterior(PyroModule):
         if self._pyro_context.active:
             return getattr(self, name)
         constraint, _ = self._pyro_params[name]
-        return transform_to(constraint)(self._parameters[name + "_unconstrained"])
+        value: Any = self._parameters[name + "_unconstrained"]
+        return value if constraint is constraints.real else transform_to(constraint)(value)
 
 
 def all_positive(scale: float | Tensor) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
 from ..distributions import NormalMixture, Radial
+from ..distributions._divergence import innermost, trusted_normal
 from ..estimators import Estimated, Estimator
 
 
@@ -71,7 +71,7 @@ def _masked(base: Distribution, kept: Tensor) -> Distribution:
 
 @_masked.register
 def _(base: Normal, kept: Tensor) -> Distribution:
-    return dist.Normal(base.loc * kept, base.scale * kept, validate_args=False)
+    return trusted_normal(base.loc * kept, base.scale * kept)
 
 
 @_masked.register
@@ -90,9 +90,7 @@ def _(base: NormalMixture, kept: Tensor) -> Distribution:
 def _kl_pruned(q: Pruned, p: Independent) -> Tensor:
     if isinstance(q.full, Radial):
         return kl_divergence(q.base_dist, p)
-    base: Distribution = p
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = innermost(p)
     if base.event_shape:
         raise NotImplementedError  # the weights of a prior of this kind depend on each other
     return q.sum_kept(kl_divergence(q.full, base))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import Radial
+from ..distributions._divergence import trusted_normal
 from ._posterior import Posterior
 
 
@@ -35,7 +36,7 @@ class RadialPosterior(Posterior):
     def base(self) -> dist.TorchDistribution:
         loc, scale = self._read("loc"), self._read("scale")
         if not self._num_kept():  # there is no direction without a weight
-            return dist.Normal(loc, scale, validate_args=False)
+            return trusted_normal(loc, scale)
         return Radial(loc, scale, self.event_dim, validate_args=False)
 
     @torch.no_grad()

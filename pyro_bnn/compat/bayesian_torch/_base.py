@@ -13,6 +13,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from ..._validation import check_positive
 from ...distributions import NormalMixture
+from ...distributions._divergence import trusted_normal
 from ...posteriors import MixturePosterior, Posterior
 from .._variational import REDUCTIONS, VariationalLayer
 
@@ -97,7 +98,7 @@ class BaseVariationalLayer_(VariationalLayer):
 
     def _prior(self, key: str) -> Distribution:
         mu, sigma = (self._get(self._prior_name(key, part)) for part in ("mu", "sigma"))
-        return dist.Normal(mu, sigma, validate_args=False)
+        return trusted_normal(mu, sigma)
 
 
 class BaseMixtureLayer_(BaseVariationalLayer_):

@@ -1,0 +1,103 @@
+"""Normals without ceremony: made without checks, their divergence one operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributions import Distribution, Independent, Normal
+
+
+def trusted_normal(loc: Tensor, scale: Tensor) -> dist.Normal:
+    """A Normal of parameters that are known to be valid, and to have the same shape."""
+    new: Any = object.__new__(dist.Normal)
+    new.loc, new.scale = loc, scale
+    Distribution.__init__(new, loc.shape, validate_args=False)
+    return new
+
+
+def is_normal(d: Distribution) -> bool:
+    """Whether a distribution is a Normal itself; a subclass may have formulas of its own."""
+    return type(d) in (Normal, dist.Normal)
+
+
+def normal_kl(q: Normal, p: Normal) -> Tensor:
+    """The divergence of all entries together, a scalar in nats."""
+    return gaussian_divergence(q.loc, q.scale, p.loc, p.scale) - 0.5 * q.loc.numel()
+
+
+def gaussian_divergence(
+    loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor, share: float = 1.0
+) -> Tensor:
+    r"""Sum over all entries of what depends on the parameters in the divergence from a Normal.
+
+    .. math:: \sum_i \log\frac{s_i}{\sigma_i} + \frac{c\,\sigma_i^2 + (\mu_i - m_i)^2}{2 s_i^2}
+
+    Args:
+        loc, scale: :math:`\mu` and :math:`\sigma` of the posterior.
+        prior_loc, prior_scale: :math:`m` and :math:`s`, of the same shape; they may be expanded.
+        share: the variance of an entry in units of :math:`\sigma^2`, :math:`c`.
+
+    Returns:
+        A scalar in nats; in float32 for parameters of lower precision, since a sum of that many
+        terms has more digits than these have.
+    """
+    prior_loc, prior_scale = _unexpanded(prior_loc), _unexpanded(prior_scale)
+    tensors = [loc, scale, prior_loc, prior_scale]
+    if loc.dtype in (torch.float16, torch.bfloat16):
+        tensors = [t.float() for t in tensors]
+    # What compiles and transforms functions makes its own backward.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _divergence(*tensors, share)
+    return _Divergence.apply(*tensors, share)
+
+
+def _divergence(
+    loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor, share: float
+) -> Tensor:
+    # One temporary at a time: memory that is new costs more than the arithmetic on it.
+    squares = (loc - prior_loc).square_().addcmul_(scale, scale, value=share)
+    total = squares.div_(prior_scale.square()).sum()
+    del squares
+    return 0.5 * total - (scale / prior_scale).log_().sum()
+
+
+class _Divergence(Function):
+    """Composed of torch's own operations it would be some ten passes, each with a backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, ctx.share = inputs
+        ctx.save_for_backward(*tensors)
+        return _divergence(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        loc, scale, prior_loc, prior_scale = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        weight = grad / prior_scale.square()
+        by_loc = (loc - prior_loc).mul_(weight)
+        by_scale = by_prior_loc = by_prior_scale = None
+        if needs[1]:
+            by_scale = (scale * (ctx.share * weight)).addcdiv_(grad, scale, value=-1)
+        if needs[2]:
+            by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
+        if needs[3]:
+            squares = (loc - prior_loc).mul_(by_loc).addcmul_(scale.square(), weight * ctx.share)
+            by_prior_scale = ((grad - squares) / prior_scale).sum_to_size(prior_scale.shape)
+        return by_loc, by_scale, by_prior_loc, by_prior_scale, None
+
+
+def _unexpanded(x: Tensor) -> Tensor:
+    """``x`` as a scalar, if it is one that has been expanded."""
+    return x[(0,) * x.dim()] if x.numel() > 1 and not any(x.stride()) else x
+
+
+def innermost(d: Distribution) -> Distribution:
+    """What is inside of an ``Independent``, or of several."""
+    while isinstance(d, Independent):
+        d = d.base_dist
+    return d
