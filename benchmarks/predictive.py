@@ -10,49 +10,25 @@ alternate. Networks with convolutions or recurrent layers whose activations are 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
+from measure import Step, interleaved
+from networks import bayesian
 from torch import Tensor, nn
+from workloads import First, convolutional, mlp
 
 from pyro_bnn.guides import AutoLRT
 from pyro_bnn.infer import Predictive
 from pyro_bnn.infer._predictive import _Work
-from pyro_bnn.nn import BayesianConv2d, BayesianLinear, BayesianLSTM
-
-
-class Last(nn.Module):
-    def forward(self, result: tuple[Tensor, Tensor]) -> Tensor:
-        return result[0][:, -1]
-
-
-def mlp(*sizes: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for i in range(len(sizes) - 1):
-        layers += [nn.ReLU(), BayesianLinear(sizes[i], sizes[i + 1])]
-    return PyroModule[nn.Sequential](*layers[1:])
-
-
-def convolutional(channels: int, size: int) -> nn.Module:
-    return PyroModule[nn.Sequential](
-        BayesianConv2d(1, channels, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        BayesianConv2d(channels, 2 * channels, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        BayesianLinear(2 * channels * (size // 2) ** 2, 10),
-    )
 
 
 def recurrent(hidden: int) -> nn.Module:
-    return PyroModule[nn.Sequential](
-        BayesianLSTM(8, hidden, batch_first=True), Last(), BayesianLinear(hidden, 1)
+    return nn.Sequential(
+        nn.LSTM(8, hidden, batch_first=True), First(last_step=True), nn.Linear(hidden, 1)
     )
 
 
@@ -67,17 +43,6 @@ def cases() -> Iterator[tuple[str, nn.Module, Tensor, int]]:
         yield name, recurrent(hidden), torch.randn(rows, steps, 8), 50
 
 
-def medians(functions: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(runs + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if i:  # the first is to warm up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=9)
@@ -89,14 +54,20 @@ def main() -> None:
     )
     columns = ("Pyro's loop", "loop", "vmap", "vmap/loop", "activation", "default")
     print(f"{'':50}" + "".join(f"{c:>13}" for c in columns))
-    for name, net, x, num_samples in cases():
-        kwargs = {"guide": AutoLRT(net), "num_samples": num_samples, "return_sites": ["_RETURN"]}
-        functions = {
+    for name, plain, x, num_samples in cases():
+        net = bayesian(plain)
+        kwargs: dict[str, Any] = {
+            "guide": AutoLRT(net),
+            "num_samples": num_samples,
+            "return_sites": ["_RETURN"],
+        }
+        functions: dict[str, Step] = {
             "pyro": partial(pyro.infer.Predictive(net, **kwargs), x),
             "loop": partial(Predictive(net, **kwargs, parallel=False), x),
             "vmap": partial(Predictive(net, **kwargs, parallel=True), x),
         }
-        result = medians(functions, args.runs)
+        times = interleaved(functions, runs=args.runs)
+        result = {key: value.median for key, value in times.items()}
         with _Work() as work, torch.no_grad():
             net(x)
         default = "loop" if work.is_faster_in_a_loop else "vmap"

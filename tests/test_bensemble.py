@@ -101,7 +101,7 @@ def test_pruned_layers_keep_a_finite_divergence(make, their, args, shape):
             kept = masks[name.replace("rho", "mu")].bool()
             assert torch.equal(parameter[~kept], before[name][~kept])
         torch.testing.assert_close(pruned.get_pruning_masks(0.0), masks)
-        output, total = WithKL(pruned)(x)
+        _, total = WithKL(pruned)(x)
         torch.testing.assert_close(total, pruned.kl_divergence())
         assert all(g.isfinite().all() for g in torch.autograd.grad(total, pruned.parameters()))
         assert pruned.double().eval()(x.double()).dtype == torch.float64

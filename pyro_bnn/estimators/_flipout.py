@@ -12,6 +12,9 @@ from ._estimator import Estimator
 from ._maps import LinearMap, Lookup, collapse
 
 
+_INT64 = -(1 << 63), (1 << 63) - 1
+
+
 class Flipout(Estimator):
     r"""Decorrelates the examples of a batch by random signs.
 
@@ -106,9 +109,16 @@ class Signs:
     def __call__(self, num_examples: int, side: int, size: int, like: Tensor) -> Tensor:
         key = (num_examples, side)
         if key not in self.drawn:
-            bits = torch.randint(2, (num_examples, size), dtype=like.dtype, device=like.device)
-            self.drawn[key] = 2 * bits - 1
+            self.drawn[key] = random_signs(num_examples, size, like)
         return self.drawn[key]
+
+
+def random_signs(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Independent signs, one for each bit of random integers, which are far fewer draws."""
+    words = torch.randint(*_INT64, (-(-rows * columns // 64), 1), device=like.device)
+    bits = (words >> torch.arange(64, device=like.device)) & 1
+    signs = bits.view(-1)[: rows * columns].view(rows, columns).to(like.dtype)
+    return signs.mul_(2).sub_(1)
 
 
 class FlipoutSample(Sample):
