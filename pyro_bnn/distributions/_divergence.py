@@ -46,20 +46,21 @@ def gaussian_divergence(
         terms has more digits than these have.
     """
     prior_loc, prior_scale = _unexpanded(prior_loc), _unexpanded(prior_scale)
-    tensors = [loc, scale, prior_loc, prior_scale]
+    inputs: Any = (loc, scale, prior_loc, prior_scale)
     if loc.dtype in (torch.float16, torch.bfloat16):
-        tensors = [t.float() for t in tensors]
+        inputs = (t.float() for t in inputs)
+    inputs = (*inputs, share)
     # What compiles and transforms functions makes its own backward.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _divergence(*tensors, share)
-    return _Divergence.apply(*tensors, share)
+        return _divergence(*inputs)
+    return _Divergence.apply(*inputs)
 
 
 def _divergence(
     loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor, share: float
 ) -> Tensor:
     # One temporary at a time: memory that is new costs more than the arithmetic on it.
-    squares = (loc - prior_loc).square_().addcmul_(scale, scale, value=share)
+    squares = torch.addcmul((loc - prior_loc).square_(), scale, scale, value=share)
     total = squares.div_(prior_scale.square()).sum()
     del squares
     return 0.5 * total - (scale / prior_scale).log_().sum()

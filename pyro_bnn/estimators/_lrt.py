@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
 from ._draw import Sample, draw, split_bias, wants_grad
@@ -124,7 +127,7 @@ class _Use:
         self.input = input
         self.bias = bias
         self.before = before
-        self.scale: Tensor
+        self._scale: Tensor | None = None
         self.factors: list[Tensor] = []
         variance = map.covariance(input, input, weight, bias)
         rest = variance
@@ -142,10 +145,16 @@ class _Use:
             num_terms = shape.numel() // shape[map.sides[0]]
             resolution = 8 * torch.finfo(variance.dtype).eps * num_terms**0.5
             rest = torch.where(rest > resolution * variance, rest, 0)
-        self.scale = _sqrt(rest)
+        self.variance = rest
         rows = map.rows(input, weight.shape[: -map.weight_dim])
         shape = rows + rest.shape[rest.dim() - 1 - map.space :]
         self.epsilon = torch.randn(shape, dtype=rest.dtype, device=rest.device)
+
+    @property
+    def scale(self) -> Tensor:
+        if self._scale is None:
+            self._scale = _sqrt(self.variance)
+        return self._scale
 
     @property
     def random(self) -> Tensor:
@@ -155,7 +164,7 @@ class _Use:
         return self.map == map and self.input.shape == input.shape
 
     def noise(self) -> Tensor:
-        noise = self.scale * self.epsilon
+        noise = _scaled(self.epsilon, self.variance)
         for factor, use in zip(self.factors, self.before, strict=True):
             noise = noise + factor * use.epsilon
         return noise
@@ -163,4 +172,30 @@ class _Use:
 
 def _sqrt(variance: Tensor) -> Tensor:
     """Square root with gradient 0, not infinity, where the variance is 0."""
-    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt_()
+
+
+def _scaled(noise: Tensor, variance: Tensor) -> Tensor:
+    """Standard noise, made to have a variance."""
+    # What compiles and transforms functions makes its own backward.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _sqrt(variance) * noise
+    return _Scaled.apply(noise, variance)
+
+
+class _Scaled(Function):
+    """One temporary each way, where autograd would keep three and make six."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Tensor) -> Tensor:
+        noise, variance = args
+        ctx.save_for_backward(noise, variance)
+        return _sqrt(variance) * noise
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        noise, variance = ctx.saved_tensors
+        tiny = torch.finfo(variance.dtype).tiny
+        by_root = (grad * noise).sum_to_size(variance.shape)
+        by_variance = by_root.mul_(variance.clamp_min(tiny).rsqrt_()).mul_(0.5)
+        return None, by_variance.masked_fill_(variance < tiny, 0)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._repeated import Repeated
 from ._sampled import REMEDY
 
 
@@ -113,11 +114,18 @@ class Steps(Linear):
     Attributes:
         size: number of examples.
         index: the example of each row; if None, the rows are those of the first examples.
+        repeated: what multiplies at each of many steps, in place of ``F.linear``.
     """
 
     size: int
     index: Tensor | None = None
+    repeated: Repeated | None = None
     remembers = False
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.repeated is None:
+            return super().__call__(input, weight, bias)
+        return self.repeated(input, weight, bias)
 
     def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
         return self.size, -2

@@ -1,0 +1,72 @@
+"""``F.linear`` with one weight at many steps, whose gradient is one product at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
+
+
+class Repeated:
+    """Multiplies by the same weights again and again.
+
+    Step by step, autograd would make and add up a gradient of each weight at each step. Instead,
+    steps note what they got, and one product over all of them makes the gradient of the weight.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[int, int], tuple[Any, Tensor, Log]] = {}
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        transformed = torch._C._are_functorch_transforms_active()
+        cast = torch.is_autocast_enabled(input.device.type)
+        if transformed or cast or not (weight.requires_grad and torch.is_grad_enabled()):
+            return F.linear(input, weight, bias)
+        key = id(weight), id(bias)
+        if key not in self._tokens:
+            log: Log = {}
+            # What has been met is kept, so that its id stays its own.
+            self._tokens[key] = (weight, bias), _Total.apply(weight, bias, log), log
+        _, token, log = self._tokens[key]
+        return _Step.apply(input, weight, bias, token, log)
+
+
+class _Step(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        input, weight, bias, _, ctx.log = args
+        ctx.save_for_backward(input, weight)
+        return F.linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients need all of the graph
+            by_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+            return grad @ weight, grad.t() @ input, by_bias, None, None
+        # Another pass over the same graph may not ask for this weight, and never fetch its notes.
+        notes = ctx.log.setdefault(torch._C._current_graph_task_id(), [])
+        notes.append((grad, input))
+        return grad @ weight, None, None, grad.new_zeros(()), None
+
+
+class _Total(Function):
+    """Makes a token that every step depends on, so that its backward comes after theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        weight, _, ctx.log = args
+        return weight.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        notes = ctx.log.pop(torch._C._current_graph_task_id(), None)
+        if notes is None:
+            return None, None, None
+        grads, inputs = (torch.cat(parts) for parts in zip(*notes, strict=True))
+        return grads.t() @ inputs, grads.sum(0) if ctx.needs_input_grad[1] else None, None

@@ -1,0 +1,136 @@
+"""Operations with a backward of their own, against what autograd makes of the formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import Normal, kl_divergence
+
+from pyro_bnn.distributions._divergence import gaussian_divergence, normal_kl, trusted_normal
+from pyro_bnn.estimators._flipout import random_signs
+from pyro_bnn.estimators._lrt import _scaled
+from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
+from pyro_bnn.estimators._repeated import Repeated
+
+
+def doubles(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.rand(s, dtype=torch.double).add_(0.1).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("prior_shape", [(), (3, 2)])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_divergence_has_the_gradients_of_its_formula(prior_shape, share):
+    inputs = doubles((3, 2), (3, 2), prior_shape, prior_shape)
+
+    def f(loc, scale, prior_loc, prior_scale):
+        prior = (t.expand(3, 2) for t in (prior_loc, prior_scale))
+        return gaussian_divergence(loc, scale, *prior, share)
+
+    assert gradcheck(f, inputs)
+    assert gradgradcheck(f, inputs)
+    loc, scale, prior_loc, prior_scale = inputs
+    expected = (prior_scale / scale).log() + (share * scale**2 + (loc - prior_loc) ** 2) / (
+        2 * prior_scale**2
+    )
+    torch.testing.assert_close(f(*inputs), expected.sum())
+    by_row = torch.func.vmap(torch.func.grad(f), (0, 0, None, None))
+    many = (loc.detach().expand(4, 3, 2), scale.detach().expand(4, 3, 2))
+    with torch.no_grad():
+        transformed = by_row(*many, *(t.detach() for t in inputs[2:]))[2]
+    torch.testing.assert_close(transformed, torch.autograd.grad(f(*inputs), loc)[0])
+
+
+def test_divergence_of_many_weights_keeps_its_digits():
+    # A running sum in float32 would be off by 1e-4 here.
+    torch.manual_seed(0)
+    loc, scale = 0.05 * torch.randn(10_000_000) + 0.1, 0.01 * torch.rand(10_000_000) + 1e-3
+    prior = Normal(torch.zeros(()).expand_as(loc), torch.ones(()).expand_as(loc))
+    exact = kl_divergence(Normal(loc.double(), scale.double()), Normal(0.0, 1.0)).sum()
+    kl = normal_kl(trusted_normal(loc, scale), prior)
+    assert kl.dtype == torch.float32
+    assert abs(kl / exact - 1) < 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_divergence_in_low_precision_is_that_of_the_rounded_parameters(dtype):
+    torch.manual_seed(0)
+    loc, scale = torch.randn(1000).to(dtype), (torch.rand(1000) + 0.01).to(dtype)
+    loc.requires_grad_()
+    prior = Normal(torch.zeros(1000, dtype=dtype), torch.ones(1000, dtype=dtype))
+    kl = normal_kl(trusted_normal(loc, scale), prior)
+    exact = kl_divergence(Normal(loc.double(), scale.double()), Normal(0.0, 1.0)).sum()
+    assert kl.dtype == torch.float32
+    assert abs(kl / exact - 1) < 1e-6
+    (grad,) = torch.autograd.grad(kl, loc)
+    assert grad.dtype == dtype
+    assert torch.equal(grad, loc)
+
+
+def test_equal_distributions_have_no_divergence():
+    scale = torch.rand(1000) + 0.01
+    loc = torch.randn(1000)
+    assert abs(normal_kl(trusted_normal(loc, scale), Normal(loc, scale))) < 1e-3
+
+
+def test_scaled_noise_has_the_gradient_of_the_root():
+    noise, (variance,) = torch.randn(4, 3, dtype=torch.double), doubles((4, 3))
+    assert gradcheck(lambda v: _scaled(noise, v), [variance])
+    assert gradgradcheck(lambda v: _scaled(noise, v), [variance])
+    assert gradcheck(lambda v: _scaled(noise.expand(2, 4, 3), v), [variance[:1]])
+    zero = torch.zeros(3, requires_grad=True)
+    output = _scaled(torch.randn(3), zero)
+    assert output.abs().max() < 1e-18
+    assert torch.equal(torch.autograd.grad(output.sum(), zero)[0], torch.zeros(3))
+
+
+def test_lstm_cell_has_the_gradients_of_its_formula():
+    inputs = doubles((3, 8), (3, 2))
+    assert gradcheck(_LSTMCell.apply, inputs)
+    assert gradgradcheck(_LSTMCell.apply, inputs)
+    torch.testing.assert_close(_LSTMCell.apply(*inputs), _gates(*inputs)[:2])
+
+
+def unrolled(multiply, x, weight, bias):
+    state = x
+    for _ in range(4):
+        state = multiply(state, weight, bias).tanh()
+    return state.square().sum()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_repeated_products_have_the_gradients_of_single_ones(has_bias):
+    x, weight, bias = doubles((5, 3), (3, 3), (3,))
+    inputs = [x, weight, bias] if has_bias else [x, weight]
+
+    def f(x, weight, bias=None):
+        return unrolled(Repeated(), x, weight, bias)
+
+    assert gradcheck(f, inputs)
+    assert gradgradcheck(f, inputs)
+
+
+def test_repeated_products_forget_passes_that_left_a_weight_out():
+    x, weight, bias = doubles((5, 3), (3, 3), (3,))
+    loss = unrolled(Repeated(), x, weight, bias)
+    expected = torch.autograd.grad(unrolled(F.linear, x, weight, bias), [x, weight, bias])
+    only_x = torch.autograd.grad(loss, [x], retain_graph=True)
+    for _ in range(2):
+        got = torch.autograd.grad(loss, [x, weight, bias], retain_graph=True)
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(only_x[0], expected[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (128, 400), (7, 13)])
+def test_random_signs_are_fair_and_independent(shape):
+    torch.manual_seed(0)
+    like = torch.zeros((), dtype=torch.double)
+    signs = torch.stack([random_signs(*shape, like) for _ in range(2000)])
+    assert signs.shape[1:] == shape
+    assert torch.equal(signs.abs(), torch.ones_like(signs))
+    # Of as many means, the largest of 50,000 is beyond 5 standard errors once in 35 trials.
+    assert signs.mean(0).abs().max() < 5.5 / 2000**0.5
+    flat = signs.flatten(1)[:, :256]
+    products = flat.T @ flat / 2000 - torch.eye(flat.shape[1], dtype=torch.double)
+    assert products.abs().max() < 5.5 / 2000**0.5
