@@ -19,9 +19,12 @@ def doubles(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.rand(s, dtype=torch.double).add_(0.1).requires_grad_() for s in shapes]
 
 
+@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("prior_shape", [(), (3, 2)])
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_divergence_has_the_gradients_of_its_formula(prior_shape, share):
+def test_divergence_has_the_gradients_of_its_formula(share, prior_shape, is_large, monkeypatch):
+    if is_large:
+        monkeypatch.setattr("pyro_bnn.distributions._divergence._MAX_TOGETHER", 1)
     inputs = doubles((3, 2), (3, 2), prior_shape, prior_shape)
 
     def f(loc, scale, prior_loc, prior_scale):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
@@ -54,6 +55,7 @@ class Standalone(nn.Module):
 
     _twin: nn.Module
     _sites: list[tuple[Posterior, Any, str]]
+    _estimated: list[int]  # sites without a formula for their divergence
     _checked: bool
 
     def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
@@ -67,6 +69,10 @@ class Standalone(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         sites, shared = self._sites, self.guide.is_shared
         posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
+        priors = [_prior(module, key) for _, module, key in sites]
+        # Autograd goes backwards: divergences that come first are differentiated last, when the
+        # draws and their noise are no longer in memory.
+        kl = self._analytic_kl(posteriors, priors)
         if self.sample:
             values = [q.rsample() for q in posteriors]
         else:
@@ -75,10 +81,11 @@ class Standalone(nn.Module):
             for (_, module, key), value in zip(sites, values, strict=True):
                 module.__dict__[key] = value
             output = self._run(*args, **kwargs)
-            kl = self._kl(posteriors, values)
         finally:
             for _, module, key in sites:
                 module.__dict__.pop(key, None)
+        for i in self._estimated:
+            kl = kl + (posteriors[i].log_prob(values[i]) - priors[i].log_prob(values[i])).sum()
         return output, kl
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,9 +96,12 @@ class Standalone(nn.Module):
         self.__dict__["_checked"] = True
         return output
 
-    def _kl(self, posteriors: list[Any], values: list[Tensor]) -> Tensor:
-        priors = [_prior(module, key) for _, module, key in self._sites]
-        return total_kl(zip(posteriors, priors, values, strict=True))
+    def _analytic_kl(self, posteriors: list[Any], priors: list[Any]) -> Tensor:
+        return total_kl(
+            (q, p, lambda q=q, p=p: kl_divergence(q, p).sum())
+            for i, (q, p) in enumerate(zip(posteriors, priors, strict=True))
+            if i not in self._estimated
+        )
 
     def _set_up(self) -> None:
         self.__dict__["_checked"] = False
@@ -104,11 +114,13 @@ class Standalone(nn.Module):
         ]
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
-            for name, _, _, prior in attributes:
-                analytic_kl(self.guide[name].distribution(), prior)
+            kls = [analytic_kl(self.guide[name].distribution(), p) for name, _, _, p in attributes]
+        self.__dict__["_estimated"] = [i for i, kl in enumerate(kls) if kl is None]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites")}
+        return {
+            k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites", "_estimated")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

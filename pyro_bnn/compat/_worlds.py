@@ -14,7 +14,7 @@ from ..conversion._bayesianize import join, make_pyro, make_random
 from ..conversion._weights import copied
 from ..guides import AutoPosterior, AutoReparameterization
 from ..guides._sites import sample_attributes
-from ..infer._kl import add_up, joint_kl, small_normals
+from ..infer._kl import add_up, total_kl
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ._variational import VariationalLayer, state_to_pickle
@@ -55,7 +55,9 @@ class WithKL(nn.Module):
         try:
             for layer, posteriors in given:  # so that each is made once, not again for its KL
                 layer.__dict__["_given"] = posteriors
-            return self.net(*args, **kwargs), _total(given)
+            # First, as in `Standalone`, since autograd goes backwards.
+            kl = _total(given)
+            return self.net(*args, **kwargs), kl
         finally:
             for layer, _ in given:
                 layer.__dict__.pop("_given", None)
@@ -65,16 +67,14 @@ class WithKL(nn.Module):
 
 
 def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
-    small, terms = [], []
-    for layer, posteriors in given:
-        for key, q in posteriors.items():
-            is_sum = layer.kl_reduction == "sum"
-            pair = small_normals(*layer._pair(key, q)) if is_sum else None
-            if pair is None:
-                terms.append(layer._kl_of(key, q))
-            else:
-                small.append(pair)
-    return add_up([*terms, *joint_kl(small)])
+    means = [layer._kl(posteriors) for layer, posteriors in given if layer.kl_reduction == "mean"]
+    sums = total_kl(
+        (*layer._pair(key, q), partial(layer._kl_of, key, q))
+        for layer, posteriors in given
+        if layer.kl_reduction == "sum"
+        for key, q in posteriors.items()
+    )
+    return add_up([*means, sums])
 
 
 def to_pyro(

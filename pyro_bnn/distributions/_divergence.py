@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal
 
+# Above this size, gradients of means and scales are not in memory at the same time.
+_MAX_TOGETHER = 1 << 20
+
 
 def trusted_normal(loc: Tensor, scale: Tensor) -> dist.Normal:
     """A Normal of parameters that are known to be valid, and to have the same shape."""
@@ -53,17 +56,21 @@ def gaussian_divergence(
     # What compiles and transforms functions makes its own backward.
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _divergence(*inputs)
-    return _Divergence.apply(*inputs)
+    if loc.numel() <= _MAX_TOGETHER:
+        return _Divergence.apply(*inputs)
+    loc, scale, *others = inputs
+    return _Divergence.apply(loc, None, *others) + _Divergence.apply(None, scale, *others)
 
 
 def _divergence(
-    loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor, share: float
+    loc: Tensor | None, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor, share: float
 ) -> Tensor:
-    # One temporary at a time: memory that is new costs more than the arithmetic on it.
-    squares = torch.addcmul((loc - prior_loc).square_(), scale, scale, value=share)
-    total = squares.div_(prior_scale.square()).sum()
-    del squares
-    return 0.5 * total - (scale / prior_scale).log_().sum()
+    """The part of the means, the part of the scales, or both."""
+    total: Any = 0.0 if loc is None else 0.5 * (loc - prior_loc).div_(prior_scale).square_().sum()
+    if scale is None:
+        return total
+    ratio = scale / prior_scale
+    return total + 0.5 * share * ratio.square().sum() - ratio.log().sum()
 
 
 class _Divergence(Function):
@@ -78,17 +85,24 @@ class _Divergence(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         loc, scale, prior_loc, prior_scale = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        _, _, wants_prior_loc, wants_prior_scale, _ = ctx.needs_input_grad
+        by_loc = by_scale = by_prior_loc = by_prior_scale = None
         weight = grad / prior_scale.square()
-        by_loc = (loc - prior_loc).mul_(weight)
-        by_scale = by_prior_loc = by_prior_scale = None
-        if needs[1]:
+        if loc is not None:
+            by_loc = (loc - prior_loc).mul_(weight)
+        if scale is not None:
             by_scale = (scale * (ctx.share * weight)).addcdiv_(grad, scale, value=-1)
-        if needs[2]:
+        if wants_prior_loc and by_loc is not None:
             by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
-        if needs[3]:
-            squares = (loc - prior_loc).mul_(by_loc).addcmul_(scale.square(), weight * ctx.share)
-            by_prior_scale = ((grad - squares) / prior_scale).sum_to_size(prior_scale.shape)
+        if (
+            wants_prior_scale
+        ):  # the terms depend on (loc - prior_loc) / prior_scale and on the ratio
+            terms = torch.zeros_like(prior_scale)
+            for x, by_x in ((loc, by_loc), (scale, by_scale)):
+                if x is not None and by_x is not None:
+                    x = x - prior_loc if x is loc else x
+                    terms = terms - (x * by_x / prior_scale).sum_to_size(prior_scale.shape)
+            by_prior_scale = terms
         return by_loc, by_scale, by_prior_loc, by_prior_scale, None
 
 

@@ -173,7 +173,7 @@ class FlipoutSample(Sample):
             noise = map(input * map.align_signs(r, input, axis), self.noise, fused)
         size = self.shape[-map.weight_dim :][map.sides[0]]
         s = self.signs(num_examples, side_out, size, self.loc)
-        output = torch.addcmul(output, noise, map.align_signs(s, noise, axis))
+        output = output + noise * map.align_signs(s, noise, axis)
         if sample is not None and fused is None:
             output = output + sample.bias_noise(map, input, output, samples)
         return output

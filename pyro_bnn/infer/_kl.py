@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
@@ -26,19 +26,18 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
         return None
 
 
-def kl_or_estimate(q: Distribution, p: Distribution, value: Tensor) -> Tensor:
-    """The registered divergence, or its Monte Carlo estimate at a value drawn from ``q``."""
-    kl = analytic_kl(q, p)
-    return q.log_prob(value) - p.log_prob(value) if kl is None else kl
+def total_kl(sites: Iterable[tuple[Distribution, Distribution, Callable[[], Tensor]]]) -> Tensor:
+    """The sum of the divergences of sites, a scalar.
 
-
-def total_kl(sites: Iterable[tuple[Distribution, Distribution, Tensor]]) -> Tensor:
-    """The sum of :func:`kl_or_estimate` over sites, a scalar."""
+    Args:
+        sites: posterior and prior of each, and a function that returns the divergence as a scalar
+            where the two are no small Normals.
+    """
     small, terms = [], []
-    for q, p, value in sites:
+    for q, p, divergence in sites:
         pair = small_normals(q, p)
         if pair is None:
-            terms.append(kl_or_estimate(q, p, value).sum())
+            terms.append(divergence())
         else:
             small.append(pair)
     return add_up([*terms, *joint_kl(small)])
