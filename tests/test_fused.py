@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
+from pyro_bnn.distributions import mixture_kl_bound
 from pyro_bnn.distributions._divergence import gaussian_divergence, normal_kl, trusted_normal
 from pyro_bnn.estimators._flipout import random_signs
 from pyro_bnn.estimators._lrt import _scaled
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
 from pyro_bnn.estimators._repeated import Repeated
+from pyro_bnn.posteriors import MixturePosterior
+from pyro_bnn.priors import ScaleMixture
 
 
 def doubles(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -137,3 +141,24 @@ def test_random_signs_are_fair_and_independent(shape):
     flat = signs.flatten(1)[:, :256]
     products = flat.T @ flat / 2000 - torch.eye(flat.shape[1], dtype=torch.double)
     assert products.abs().max() < 5.5 / 2000**0.5
+
+
+@pytest.mark.parametrize("prior", [dist.Normal(0.0, 1.0), ScaleMixture()(torch.Size(), 1)])
+def test_bound_on_mixtures_is_the_same_in_blocks(prior, monkeypatch):
+    torch.manual_seed(0)
+    q = MixturePosterior(torch.randn(7, 5), 0.3)
+    with torch.no_grad():
+        for parameter in q.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    p = prior.expand((7, 5)).to_event(2)
+
+    def kl_and_gradients():
+        kl = kl_divergence(q.distribution(), p)
+        return kl, torch.autograd.grad(3 * kl, list(q.parameters()))
+
+    expected = kl_and_gradients()
+    torch.testing.assert_close(expected[0], mixture_kl_bound(q.base(), p.base_dist).sum())
+    monkeypatch.setattr("pyro_bnn.distributions._normal_mixture._BLOCK", 8)
+    torch.testing.assert_close(kl_and_gradients(), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(kl_divergence(q.distribution(), p), expected[0])

@@ -9,8 +9,12 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, MixtureSameFamily, Normal, register_kl
 from torch.distributions.utils import broadcast_all
+
+_BLOCK = 1 << 18
 
 
 class NormalMixture(dist.MixtureSameFamily):
@@ -204,8 +208,17 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
         NotImplementedError: if either is neither a Normal nor a mixture of Normals.
     """
     dims = max(len(q.batch_shape), len(p.batch_shape))
-    log_weight, loc, scale = normal_components(q, dims)
-    prior_log_weight, prior_loc, prior_scale = normal_components(p, dims)
+    return _bound(*normal_components(q, dims), *normal_components(p, dims))
+
+
+def _bound(
+    log_weight: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    prior_log_weight: Tensor,
+    prior_loc: Tensor,
+    prior_scale: Tensor,
+) -> Tensor:
     variance = scale.square()
 
     overlap: Tensor | float = 0.0
@@ -224,6 +237,48 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
     else:
         cross = -torch.logsumexp(prior_log_weight + expected, 1)
     return (log_weight.exp() * (overlap + cross - scale.log() - 0.5)).sum(0)
+
+
+def summed_mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
+    """The sum of :func:`mixture_kl_bound` over all entries of two distributions of equal shape."""
+    own, others = normal_components(q), normal_components(p)
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_small = own[1][0].numel() <= _BLOCK
+    if is_small or transformed or any(t.requires_grad for t in others):
+        return _bound(*own, *others).sum()
+    return _SummedBound.apply(*own, *others)
+
+
+class _SummedBound(Function):
+    """Goes through blocks of entries, and takes the gradient of each at once.
+
+    The formula has some forty intermediate results for each pair of components: those of one block
+    are all that is in memory at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        wants_grad = any(ctx.needs_input_grad)
+        ctx.shapes = [t.shape for t in inputs[:3]]
+        blocks = [
+            t.expand(len(t), *inputs[1].shape[1:]).flatten(1).split(_BLOCK, 1) for t in inputs
+        ]
+        total, grads = inputs[1].new_zeros(()), []
+        for block in zip(*blocks, strict=True):
+            own = [t.detach().requires_grad_(wants_grad) for t in block[:3]]
+            with torch.set_grad_enabled(wants_grad):
+                bound = _bound(*own, *block[3:]).sum()
+            total += bound.detach()
+            if wants_grad:
+                grads.append(torch.autograd.grad(bound, own))
+        ctx.save_for_backward(*(torch.cat(g, 1) for g in zip(*grads, strict=True)))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = zip(ctx.saved_tensors, ctx.shapes, strict=True)
+        return *((g * grad).view(shape) for g, shape in grads), None, None, None
 
 
 register_kl(Normal, MixtureSameFamily)(mixture_kl_bound)

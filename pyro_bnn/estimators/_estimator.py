@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence, register_kl
 
+from ..distributions import NormalMixture
 from ..distributions._divergence import innermost, is_normal, normal_kl
+from ..distributions._normal_mixture import summed_mixture_kl_bound
 from ._draw import SharedSample, draw, plain
 
 
@@ -80,15 +82,26 @@ class Estimated(dist.Independent):
 
 def normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
     """The Normals of a posterior over one weight and of its prior, if that is what they are."""
+    pair = _of_one_weight(q, p)
+    return pair if pair is not None and all(map(is_normal, pair)) else None
+
+
+def _of_one_weight(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
+    """The distributions of the entries of one weight, if posterior and prior are just that."""
     if type(q) is not Estimated or q.batch_shape or q.event_shape != p.event_shape:
         return None
     pair = q.base_dist, innermost(p)
-    return pair if all(map(is_normal, pair)) else None
+    return pair if all(d.batch_shape == q.event_shape for d in pair) else None
 
 
 @register_kl(Estimated, Independent)
 def _kl_estimated(q: Estimated, p: Independent) -> Tensor:
-    pair = normals(q, p)
-    if pair is None:
-        return kl_divergence(Independent(q.base_dist, q.reinterpreted_batch_ndims), p)
-    return normal_kl(*pair)
+    pair = _of_one_weight(q, p)
+    if pair is not None and all(map(is_normal, pair)):
+        return normal_kl(*pair)
+    if pair is not None and isinstance(pair[0], NormalMixture):
+        try:
+            return summed_mixture_kl_bound(*pair)
+        except NotImplementedError:  # the prior is no mixture, nor a Normal
+            pass
+    return kl_divergence(Independent(q.base_dist, q.reinterpreted_batch_ndims), p)
