@@ -4,6 +4,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 INPUTS := setup.cfg pyproject.toml constraints.txt
 # Compared with, not used; what they depend on beyond this is for parts that nobody calls here.
 PEERS := bayesian-torch bensemble
+BENCH_PEERS := $(PEERS) torch-uncertainty tyxe
 
 .PHONY: demo test lint docs bench wheel clean
 
@@ -21,7 +22,8 @@ lint: .venv/lint.stamp  ## check style, formatting and types
 docs: .venv/docs.stamp  ## build the documentation, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: .venv/bench.stamp  ## measure predictions, and the candidates for the defaults (needs the UCI sets)
+bench: .venv/bench.stamp  ## measure speed and memory against peers, and the candidates for the defaults
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/predictive.py
 	$(BIN)/python benchmarks/defaults.py $(if $(UCI),--uci $(UCI))
 
@@ -44,6 +46,7 @@ clean:
 .venv/lint.stamp: EXTRAS = [demo,lint]
 .venv/docs.stamp: EXTRAS = [demo,docs]
 .venv/bench.stamp: EXTRAS = [bench]
+.venv/bench.stamp: EXTRA_PACKAGES = $(BENCH_PEERS)
 .venv/build.stamp: EXTRAS = [wheel]
 .venv/%.stamp: $(INPUTS) | .venv/bin/python
 	PIP_CONSTRAINT=constraints.txt $(PIP) -e ".$(EXTRAS)"

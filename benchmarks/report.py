@@ -27,6 +27,7 @@ AIMS = [
     *(("mlp", f"pyro_bnn {q} ELBO module", "Pyro AutoNormal SVI.step", 0.33) for q in PEERS),
     ("mlp", "pyro_bnn LRT standalone", "torch deterministic", 2.5),
     ("mlp", "pyro_bnn reparameterization standalone", "torch deterministic", 2.5),
+    ("predict", "pyro_bnn LRT Predictive", "Pyro LRT of pyro_bnn Predictive", 0.1),
     ("predict", "pyro_bnn LRT Predictive", "pyro_bnn LRT Predictive, loop", 0.1),
     ("predict-conv", "pyro_bnn LRT Predictive", "pyro_bnn LRT Predictive, loop", 1.0),
 ]

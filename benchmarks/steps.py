@@ -65,7 +65,7 @@ def train_svi(
 
 
 def train_tyxe(posterior: str, workload: Workload, device: str) -> Step:
-    # TyXe needs a function that Pyro had before version 1.9.
+    # TyXe needs a function that Pyro 1.9 does not have.
     pyro.util.__dict__.setdefault("deep_getattr", lambda obj, name: attrgetter(name)(obj))
     tyxe = importlib.import_module("tyxe")
     x, y = workload.data(device)
@@ -124,7 +124,7 @@ class Model(PyroModule):
             if self.is_classifier
             else dist.Normal(output, 1.0).to_event(output.dim() - 1)
         )
-        with pyro.plate("data", NUM_DATA, subsample_size=len(x)):
+        with pyro.plate("data", NUM_DATA, subsample=x):  # a size would draw which data these are
             pyro.sample("y", likelihood, obs=y)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
+from pyro_bnn._autograd import square
 from pyro_bnn.distributions import mixture_kl_bound
 from pyro_bnn.distributions._divergence import gaussian_divergence, normal_kl, trusted_normal
 from pyro_bnn.estimators._flipout import random_signs
@@ -162,3 +163,9 @@ def test_bound_on_mixtures_is_the_same_in_blocks(prior, monkeypatch):
     torch.testing.assert_close(kl_and_gradients(), expected)
     with torch.no_grad():
         torch.testing.assert_close(kl_divergence(q.distribution(), p), expected[0])
+
+
+def test_square_has_the_gradients_of_its_formula():
+    inputs = doubles((3, 2))
+    assert gradcheck(square, inputs)
+    assert gradgradcheck(square, inputs)

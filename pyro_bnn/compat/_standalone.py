@@ -12,7 +12,8 @@ from torch.distributions import kl_divergence
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..guides._sites import sample_attributes
-from ..infer._kl import analytic_kl, total_kl
+from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
+from ..nn._layer import SitePrior
 from ..posteriors import Posterior
 from ._twin import twin
 
@@ -55,7 +56,7 @@ class Standalone(nn.Module):
 
     _twin: nn.Module
     _sites: list[tuple[Posterior, Any, str]]
-    _estimated: list[int]  # sites without a formula for their divergence
+    _late: set[int]  # sites whose divergence has no formula, or a prior that depends on draws
     _checked: bool
 
     def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
@@ -69,10 +70,9 @@ class Standalone(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         sites, shared = self._sites, self.guide.is_shared
         posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
-        priors = [_prior(module, key) for _, module, key in sites]
         # Autograd goes backwards: divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
-        kl = self._analytic_kl(posteriors, priors)
+        kl = self._kl_before_draws(posteriors)
         if self.sample:
             values = [q.rsample() for q in posteriors]
         else:
@@ -81,11 +81,12 @@ class Standalone(nn.Module):
             for (_, module, key), value in zip(sites, values, strict=True):
                 module.__dict__[key] = value
             output = self._run(*args, **kwargs)
+            for i in self._late:
+                prior = _prior(*sites[i][1:])
+                kl = kl + kl_or_estimate(posteriors[i], prior, values[i]).sum()
         finally:
             for _, module, key in sites:
                 module.__dict__.pop(key, None)
-        for i in self._estimated:
-            kl = kl + (posteriors[i].log_prob(values[i]) - priors[i].log_prob(values[i])).sum()
         return output, kl
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,12 +97,13 @@ class Standalone(nn.Module):
         self.__dict__["_checked"] = True
         return output
 
-    def _analytic_kl(self, posteriors: list[Any], priors: list[Any]) -> Tensor:
-        return total_kl(
-            (q, p, lambda q=q, p=p: kl_divergence(q, p).sum())
-            for i, (q, p) in enumerate(zip(posteriors, priors, strict=True))
-            if i not in self._estimated
-        )
+    def _kl_before_draws(self, posteriors: list[Any]) -> Tensor:
+        pairs = [
+            (q, _prior(module, key))
+            for i, (q, (_, module, key)) in enumerate(zip(posteriors, self._sites, strict=True))
+            if i not in self._late
+        ]
+        return total_kl((q, p, lambda q=q, p=p: kl_divergence(q, p).sum()) for q, p in pairs)
 
     def _set_up(self) -> None:
         self.__dict__["_checked"] = False
@@ -115,12 +117,14 @@ class Standalone(nn.Module):
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
             kls = [analytic_kl(self.guide[name].distribution(), p) for name, _, _, p in attributes]
-        self.__dict__["_estimated"] = [i for i, kl in enumerate(kls) if kl is None]
+        self.__dict__["_late"] = {
+            i
+            for i, (kl, (_, module, key, _)) in enumerate(zip(kls, attributes, strict=True))
+            if kl is None or not _is_fixed(module, key)
+        }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites", "_estimated")
-        }
+        return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites", "_late")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -135,6 +139,12 @@ class _NoSample(Messenger):
             f"`net` samples `{msg['name']}` in its forward, which only a Pyro model can: make it "
             "a PyroSample attribute, or train by SVI"
         )
+
+
+def _is_fixed(module: Any, key: str) -> bool:
+    """Whether a prior is the same whatever the draws of other sites are."""
+    prior = module._pyro_samples[key]
+    return hasattr(prior, "sample") or isinstance(prior, SitePrior)
 
 
 def _prior(module: Any, key: str) -> Any:

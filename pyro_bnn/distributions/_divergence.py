@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal
 
+from .._autograd import is_transformed
+
 # Above this size, gradients of means and scales are not in memory at the same time.
 _MAX_TOGETHER = 1 << 20
 
@@ -53,8 +55,7 @@ def gaussian_divergence(
     if loc.dtype in (torch.float16, torch.bfloat16):
         inputs = (t.float() for t in inputs)
     inputs = (*inputs, share)
-    # What compiles and transforms functions makes its own backward.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return _divergence(*inputs)
     if loc.numel() <= _MAX_TOGETHER:
         return _Divergence.apply(*inputs)

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, MixtureSameFamily, Normal, register_kl
 from torch.distributions.utils import broadcast_all
 
+from .._autograd import is_transformed
+
 _BLOCK = 1 << 18
 
 
@@ -242,9 +244,8 @@ def _bound(
 def summed_mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
     """The sum of :func:`mixture_kl_bound` over all entries of two distributions of equal shape."""
     own, others = normal_components(q), normal_components(p)
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     is_small = own[1][0].numel() <= _BLOCK
-    if is_small or transformed or any(t.requires_grad for t in others):
+    if is_small or is_transformed() or any(t.requires_grad for t in others):
         return _bound(*own, *others).sum()
     return _SummedBound.apply(*own, *others)
 

@@ -113,8 +113,9 @@ class Draw(torch.Tensor):
 
 def draw(sample: Sample) -> Draw:
     """The draw that stands for a sample."""
-    poison = sample.loc.detach().new_full((), float("nan")).expand(sample.shape)
-    result = poison.as_subclass(Draw)
+    loc = sample.loc
+    poison = torch.full((), float("nan"), dtype=loc.dtype, device=loc.device)
+    result = poison.expand(sample.shape).as_subclass(Draw)
     result.sample = sample
     return result
 

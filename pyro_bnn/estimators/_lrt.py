@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
+from .._autograd import is_transformed, square
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse
@@ -63,7 +64,7 @@ class LRTSample(Sample):
     @property
     def variance(self) -> Tensor:
         if self._variance is None or self._variance.requires_grad < wants_grad(self.scale):
-            self._variance = self.scale.square()
+            self._variance = square(self.scale)
         return self._variance
 
     @property
@@ -177,8 +178,7 @@ def _sqrt(variance: Tensor) -> Tensor:
 
 def _scaled(noise: Tensor, variance: Tensor) -> Tensor:
     """Standard noise, made to have a variance."""
-    # What compiles and transforms functions makes its own backward.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return _sqrt(variance) * noise
     return _Scaled.apply(noise, variance)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import square
 from ._repeated import Repeated
 from ._sampled import REMEDY
 
@@ -60,7 +61,7 @@ class LinearMap(ABC):
 
     def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
         """Of the outputs for two inputs, by weights and biases with a ``variance``."""
-        product = input.square() if input is other else input * other
+        product = square(input) if input is other else input * other
         return self(product, weight.variance, None if bias is None else bias.variance)
 
     def align_bias(self, bias: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from .._autograd import is_transformed
 from ._draw import meet
 from ._maps import Steps
 from ._repeated import Repeated
@@ -98,8 +99,7 @@ class Cell:
 
     def _lstm(self, projected: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> State:
         gates = projected + recurrent
-        transformed = torch._C._are_functorch_transforms_active()
-        h, c = _gates(gates, c)[:2] if transformed else _LSTMCell.apply(gates, c)
+        h, c = _gates(gates, c)[:2] if is_transformed() else _LSTMCell.apply(gates, c)
         return (h if self.weight_hr is None else meet(self._steps, h, self.weight_hr)), c
 
     def _gru(self, projected: Tensor, recurrent: Tensor, h: Tensor) -> State:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from .._autograd import is_transformed
+
 Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
 
 
@@ -23,9 +25,8 @@ class Repeated:
         self._tokens: dict[tuple[int, int], tuple[Any, Tensor, Log]] = {}
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        transformed = torch._C._are_functorch_transforms_active()
         cast = torch.is_autocast_enabled(input.device.type)
-        if transformed or cast or not (weight.requires_grad and torch.is_grad_enabled()):
+        if is_transformed() or cast or not (weight.requires_grad and torch.is_grad_enabled()):
             return F.linear(input, weight, bias)
         key = id(weight), id(bias)
         if key not in self._tokens:

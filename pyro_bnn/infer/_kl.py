@@ -26,6 +26,12 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
         return None
 
 
+def kl_or_estimate(q: Distribution, p: Distribution, value: Tensor) -> Tensor:
+    """The registered divergence, or its Monte Carlo estimate at a value drawn from ``q``."""
+    kl = analytic_kl(q, p)
+    return q.log_prob(value) - p.log_prob(value) if kl is None else kl
+
+
 def total_kl(sites: Iterable[tuple[Distribution, Distribution, Callable[[], Tensor]]]) -> Tensor:
     """The sum of the divergences of sites, a scalar.
 
