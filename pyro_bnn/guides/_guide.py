@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import pyro
@@ -94,7 +93,7 @@ class AutoPosterior(AutoGuide):
         self._network_plates = frozenset([plates] if isinstance(plates, str) else plates)
         self._shared = False
         self._is_loaded = False
-        self._names: list[str] = []
+        self._by_name: dict[str, Posterior] = {}  # modules inside `posteriors`
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
         own_parameters(self)
@@ -112,13 +111,13 @@ class AutoPosterior(AutoGuide):
 
     def __getitem__(self, name: str) -> Posterior:
         """The posterior of a site."""
-        if name not in self._names:
-            raise KeyError(f"no posterior for `{name}`; there are {self._names}")
-        return attrgetter(name)(self.posteriors)
+        if name not in self._by_name:
+            raise KeyError(f"no posterior for `{name}`; there are {list(self._by_name)}")
+        return self._by_name[name]
 
     def __iter__(self) -> Iterator[str]:
         """The names of the sites that have posteriors so far."""
-        return iter(self._names)
+        return iter(self._by_name)
 
     @property
     def is_shared(self) -> bool:
@@ -216,7 +215,7 @@ class AutoPosterior(AutoGuide):
         sites = dict(trace.iter_stochastic_nodes())
         self._check_sites(sites)
         for name, site in sites.items():
-            if name in self._names:
+            if name in self._by_name:
                 self[name].adapt(site["fn"])
             else:
                 self._add(site, site["value"])
@@ -232,7 +231,7 @@ class AutoPosterior(AutoGuide):
 
     def _drop_unobserved_data(self, trace: Any) -> None:
         """Leaves out what a first call without data would take for latent variables."""
-        new = [name for name, _ in trace.iter_stochastic_nodes() if name not in self._names]
+        new = [name for name, _ in trace.iter_stochastic_nodes() if name not in self._by_name]
         if not new or trace.observation_nodes or is_handled(self._model[0]):
             return
         if not self._is_loaded:
@@ -245,10 +244,10 @@ class AutoPosterior(AutoGuide):
 
     def _prototype_value(self, site: dict[str, Any]) -> Tensor:
         name = site["name"]
-        if self._is_loaded and name not in self._names and name not in self._weights:
+        if self._is_loaded and name not in self._by_name and name not in self._weights:
             return site["fn"].sample()  # most likely data, to be predicted
         self._check_plates(site)  # here, since the run may not get past the network
-        if name in self._names and self[name].is_complete:
+        if name in self._by_name and self[name].is_complete:
             median = self[name].median()
             if median.shape == site["fn"].shape():  # it covers all of a subsampled plate
                 return median
@@ -265,7 +264,7 @@ class AutoPosterior(AutoGuide):
                 "`pyro_bnn.nn.BayesianLinear` or `PyroSample`"
             )
         unused = [p for p in self._overrides if not fnmatch.filter(sites, p)]
-        unread = [name for name in self._names if name in self._weights and name not in sites]
+        unread = [name for name in self._by_name if name in self._weights and name not in sites]
         if unread:
             warnings.warn(
                 f"the first run of the model did not read the weights {unread}, so that they will "
@@ -335,7 +334,7 @@ class AutoPosterior(AutoGuide):
 
     def _attach(self, name: str, posterior: Posterior) -> None:
         deep_setattr(self.posteriors, name, posterior)
-        self._names.append(name)
+        self._by_name[name] = posterior
 
     # Saving, copying and composing.
 
@@ -347,7 +346,7 @@ class AutoPosterior(AutoGuide):
                 continue
             self._is_loaded = True
             name = key[len(start) : -len(".loc_unconstrained")]
-            if name not in self._names:
+            if name not in self._by_name:
                 self._attach(name, self._blank(name, loc))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
