@@ -61,8 +61,13 @@ class Estimated(dist.Independent):
     """
 
     def __init__(self, base: Distribution, event_dim: int, estimator: Estimator) -> None:
-        super().__init__(base, event_dim - len(base.event_shape), validate_args=False)
+        # What `Independent` does, without its checks: this is made for each weight at each step.
+        shape = base.batch_shape + base.event_shape
+        split = len(shape) - event_dim
+        self.base_dist = base
+        self.reinterpreted_batch_ndims = event_dim - len(base.event_shape)
         self.estimator = estimator
+        Distribution.__init__(self, shape[:split], shape[split:], validate_args=False)
 
     def expand(self, batch_shape, _instance=None) -> Estimated:
         new = super().expand(batch_shape, self._get_checked_instance(Estimated, _instance))

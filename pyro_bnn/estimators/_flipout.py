@@ -170,10 +170,10 @@ class FlipoutSample(Sample):
         else:
             size = self.shape[-map.weight_dim :][map.sides[1]]
             r = self.signs(num_examples, side_in, size, self.loc)
-            noise = map(input * map.align_signs(r, input, axis), self.noise, fused)
+            noise = map(input * map.align_signs(r, input, axis).to(input.dtype), self.noise, fused)
         size = self.shape[-map.weight_dim :][map.sides[0]]
         s = self.signs(num_examples, side_out, size, self.loc)
-        output = output + noise * map.align_signs(s, noise, axis)
+        output = output + noise * map.align_signs(s, noise, axis).to(noise.dtype)
         if sample is not None and fused is None:
             output = output + sample.bias_noise(map, input, output, samples)
         return output
@@ -181,7 +181,7 @@ class FlipoutSample(Sample):
     def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
         num_examples, axis = map.examples(input, samples)
         signs = self.signs(num_examples, 0, self.shape[-1], self.loc)
-        return map.align_bias(self.noise) * map.align_signs(signs, output, axis)
+        return map.align_bias(self.noise) * map.align_signs(signs, output, axis).to(output.dtype)
 
     def _look_up(self, map: Lookup, index: Tensor, num_examples: int) -> Tensor:
         noise = self._noise.look_up(map, index)

@@ -196,6 +196,5 @@ class _Scaled(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         noise, variance = ctx.saved_tensors
         tiny = torch.finfo(variance.dtype).tiny
-        by_root = (grad * noise).sum_to_size(variance.shape)
-        by_variance = by_root.mul_(variance.clamp_min(tiny).rsqrt_()).mul_(0.5)
-        return None, by_variance.masked_fill_(variance < tiny, 0)
+        inverse = variance.masked_fill(variance < tiny, torch.inf).rsqrt_()
+        return None, (grad * noise).sum_to_size(variance.shape).mul_(inverse).mul_(0.5)

@@ -67,7 +67,8 @@ def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
 
 
 def _concatenated(normals: Iterable[Any]) -> Any:
-    parts = [(d.loc.reshape(-1), d.scale.reshape(-1)) for d in normals]
+    flat = lambda t: t if t.dim() == 1 else t.reshape(-1)
+    parts = [(flat(d.loc), flat(d.scale)) for d in normals]
     return trusted_normal(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.distributions import transform_to
 
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
+
+_SHARED = Shared()
 
 
 class Posterior(PyroModule):
@@ -77,10 +80,11 @@ class Posterior(PyroModule):
         Args:
             shared: draw one ordinary weight for all examples, whatever the estimator.
         """
-        estimator = Shared() if shared else self.estimator
-        if self.kept is None:
+        estimator = _SHARED if shared else self.estimator
+        kept = self._buffers["kept"]
+        if kept is None:
             return Estimated(self.base(), self.event_dim, estimator)
-        return Pruned(self.base(), self.event_dim, estimator, self.kept)
+        return Pruned(self.base(), self.event_dim, estimator, kept)
 
     @torch.no_grad()
     def as_prior(self) -> dist.TorchDistribution:
@@ -163,7 +167,11 @@ class Posterior(PyroModule):
             return getattr(self, name)
         constraint, _ = self._pyro_params[name]
         value: Any = self._parameters[name + "_unconstrained"]
-        return value if constraint is constraints.real else transform_to(constraint)(value)
+        if constraint is constraints.real:
+            return value
+        # The transform of this constraint, without making and looking one up at each step.
+        is_softplus = constraint is constraints.softplus_positive
+        return F.softplus(value) if is_softplus else transform_to(constraint)(value)
 
 
 def all_positive(scale: float | Tensor) -> bool:
