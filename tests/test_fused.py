@@ -87,10 +87,13 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     assert gradcheck(lambda v: _scaled(noise, v), [variance])
     assert gradgradcheck(lambda v: _scaled(noise, v), [variance])
     assert gradcheck(lambda v: _scaled(noise.expand(2, 4, 3), v), [variance[:1]])
-    zero = torch.zeros(3, requires_grad=True)
-    output = _scaled(torch.randn(3), zero)
+    inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
+    for tensor in (inputs, scales):
+        tensor.requires_grad_()
+    output = _scaled(torch.randn(5), inputs.square() @ scales.square())
     assert output.abs().max() < 1e-18
-    assert torch.equal(torch.autograd.grad(output.sum(), zero)[0], torch.zeros(3))
+    for grad in torch.autograd.grad(1e6 * output.sum(), [inputs, scales]):
+        assert torch.equal(grad, torch.zeros_like(grad))
 
 
 def test_lstm_cell_has_the_gradients_of_its_formula():

@@ -180,21 +180,29 @@ def _scaled(noise: Tensor, variance: Tensor) -> Tensor:
     """Standard noise, made to have a variance."""
     if is_transformed():
         return _sqrt(variance) * noise
-    return _Scaled.apply(noise, variance)
+    return _Scaled.apply(noise, variance)[0]
 
 
 class _Scaled(Function):
-    """One temporary each way, where autograd would keep three and make six."""
+    """Also returns the root, since what is returned is differentiated again where it is kept.
+
+    Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
+    that made the variance 0, and vanishes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> Tensor:
+    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
         noise, variance = args
-        ctx.save_for_backward(noise, variance)
-        return _sqrt(variance) * noise
+        root = _sqrt(variance)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(noise, root)
+        return root * noise, root
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        noise, variance = ctx.saved_tensors
-        tiny = torch.finfo(variance.dtype).tiny
-        inverse = variance.masked_fill(variance < tiny, torch.inf).rsqrt_()
-        return None, (grad * noise).sum_to_size(variance.shape).mul_(inverse).mul_(0.5)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:
+        noise, root = ctx.saved_tensors
+        by_scaled, by_root = grads
+        total = None if by_scaled is None else (by_scaled * noise).sum_to_size(root.shape)
+        if by_root is not None:  # only for gradients of gradients
+            total = by_root if total is None else total + by_root
+        return None, None if total is None else (total / root).mul_(0.5)
