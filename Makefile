@@ -24,6 +24,7 @@ docs: .venv/docs.stamp  ## build the documentation, warnings being errors
 
 bench: .venv/bench.stamp  ## measure speed and memory against peers, and the candidates for the defaults
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/predictive.py
 	$(BIN)/python benchmarks/defaults.py $(if $(UCI),--uci $(UCI))
 

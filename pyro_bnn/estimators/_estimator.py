@@ -64,6 +64,8 @@ class Estimated(dist.Independent):
         # What `Independent` does, without its checks: this is made for each weight at each step.
         shape = base.batch_shape + base.event_shape
         split = len(shape) - event_dim
+        if not len(base.event_shape) <= event_dim <= len(shape):
+            raise ValueError(f"`event_dim` (={event_dim}) does not fit a `base` of shape {shape}")
         self.base_dist = base
         self.reinterpreted_batch_ndims = event_dim - len(base.event_shape)
         self.estimator = estimator

@@ -1,0 +1,99 @@
+"""The least that a training step needs, part by part: how near to it the libraries are.
+
+    python benchmarks/limits.py
+
+A step with random weights is that of the deterministic network and, for each weight, Adam for a
+second parameter, a softplus with its backward, and the logarithm of the divergence; the shared draw
+and flipout need a normal variable for each weight, LRT one for each output; flipout and LRT need
+all products twice. The sum of these parts, each alone and with its data in the cache, is a lower
+limit of what torch's operations can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import networks
+import torch
+import torch.nn.functional as F
+from contenders import GUIDES
+from measure import Step, interleaved
+from steps import train
+from torch import Tensor
+from workloads import WORKLOADS, Workload
+
+MLP = next(w for w in WORKLOADS if w.name == "mlp")
+PEERS: dict[str, Callable[..., torch.nn.Module]] = {
+    "reparameterization": partial(networks.bayesian_torch, "reparameterization"),
+    "flipout": partial(networks.bayesian_torch, "flipout"),
+    "LRT": networks.bensemble,
+}
+PARTS = {
+    "reparameterization": ("deterministic", "Adam", "softplus", "log", "normals, weights"),
+    "flipout": ("deterministic", "Adam", "softplus", "log", "normals, weights", "gradients"),
+    "LRT": ("deterministic", "Adam", "softplus", "log", "normals, outputs", "gradients"),
+}
+
+
+def parts(workload: Workload) -> dict[str, Step]:
+    net = workload.net()
+    shapes = [parameter.shape for parameter in net.parameters()]
+    outputs = [(workload.shape[0], shape[0]) for shape in shapes if len(shape) == 2]
+    positive = [torch.rand(shape) + 0.1 for shape in shapes]
+    rho = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    ones = [torch.ones(shape) for shape in shapes]
+
+    def softplus() -> None:
+        for x, grad in zip(rho, ones, strict=True):
+            F.softplus(x).backward(grad)
+            x.grad = None
+
+    return {
+        "deterministic": train(networks.deterministic, workload, "cpu"),
+        "gradients": train(networks.deterministic, replace(workload, has_optimizer=False), "cpu"),
+        "Adam": adam(positive),
+        "softplus": softplus,
+        "log": lambda: [x.log() for x in positive],
+        "normals, weights": lambda: [torch.randn(shape) for shape in shapes],
+        "normals, outputs": lambda: [torch.randn(shape) for shape in outputs],
+    }
+
+
+def adam(tensors: list[Tensor]) -> Step:
+    parameters = [torch.nn.Parameter(x.clone()) for x in tensors]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    return torch.optim.Adam(parameters).step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=51)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.empty(7_500_000)  # as in speed.py
+    warnings.simplefilter("ignore")  # of other libraries
+    steps = parts(MLP)
+    for name, peer in PEERS.items():
+        ours = partial(networks.standalone, GUIDES[name])
+        steps[f"{name}, pyro_bnn"] = train(ours, MLP, "cpu")
+        steps[f"{name}, peer"] = train(peer, MLP, "cpu")
+    ms = {name: times.median for name, times in interleaved(steps, runs=args.runs).items()}
+    print(f"{MLP.title}, ms of one thread")
+    for name in parts(MLP):
+        print(f"  {name:20}{ms[name]:8.2f}")
+    columns = ("limit", "pyro_bnn", "peer", "limit/peer", "ours/peer")
+    print(f"{'':22}" + "".join(f"{c:>12}" for c in columns))
+    for name, needed in PARTS.items():
+        limit = sum(ms[part] for part in needed)
+        ours, peer = ms[f"{name}, pyro_bnn"], ms[f"{name}, peer"]
+        figures = (limit, ours, peer, limit / peer, ours / peer)
+        print(f"{name:22}" + "".join(f"{x:12.2f}" for x in figures))
+
+
+if __name__ == "__main__":
+    main()
