@@ -97,8 +97,10 @@ def _sections(results: Results, heading: str, table: Any) -> Iterator[str]:
     for key, value in results["header"].items():
         yield f"- {key}: {value}"
     yield ""
-    yield heading.format("Aims")
-    yield from table(aims(results))
+    aimed = aims(results)
+    if len(aimed) > 1:
+        yield heading.format("Aims")
+        yield from table(aimed)
     for name, workload in results["workloads"].items():
         yield ""
         yield heading.format(f"{name}: {workload['title']}")

@@ -99,9 +99,8 @@ class _Divergence(Function):
             by_scale = (scale * (ctx.share * weight)).addcdiv_(grad, scale, value=-1)
         if wants_prior_loc and by_loc is not None:
             by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
-        if (
-            wants_prior_scale
-        ):  # the terms depend on (loc - prior_loc) / prior_scale and on the ratio
+        if wants_prior_scale:
+            # The terms depend on (loc - prior_loc) / prior_scale and on scale / prior_scale alone.
             terms = torch.zeros_like(prior_scale)
             for x, by_x in ((loc, by_loc), (scale, by_scale)):
                 if x is not None and by_x is not None:

@@ -128,7 +128,7 @@ class _Use:
         self.input = input
         self.bias = bias
         self.before = before
-        self._scale: Tensor | None = None
+        self.scale: Tensor
         self.factors: list[Tensor] = []
         variance = map.covariance(input, input, weight, bias)
         rest = variance
@@ -146,16 +146,10 @@ class _Use:
             num_terms = shape.numel() // shape[map.sides[0]]
             resolution = 8 * torch.finfo(variance.dtype).eps * num_terms**0.5
             rest = torch.where(rest > resolution * variance, rest, 0)
-        self.variance = rest
+        self.rest = rest
         rows = map.rows(input, weight.shape[: -map.weight_dim])
         shape = rows + rest.shape[rest.dim() - 1 - map.space :]
         self.epsilon = torch.randn(shape, dtype=rest.dtype, device=rest.device)
-
-    @property
-    def scale(self) -> Tensor:
-        if self._scale is None:
-            self._scale = _sqrt(self.variance)
-        return self._scale
 
     @property
     def random(self) -> Tensor:
@@ -165,7 +159,8 @@ class _Use:
         return self.map == map and self.input.shape == input.shape
 
     def noise(self) -> Tensor:
-        noise = _scaled(self.epsilon, self.variance)
+        noise, self.scale = _scaled(self.epsilon, self.rest)
+        del self.rest  # this lives as long as the weight
         for factor, use in zip(self.factors, self.before, strict=True):
             noise = noise + factor * use.epsilon
         return noise
@@ -176,15 +171,16 @@ def _sqrt(variance: Tensor) -> Tensor:
     return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt_()
 
 
-def _scaled(noise: Tensor, variance: Tensor) -> Tensor:
-    """Standard noise, made to have a variance."""
+def _scaled(noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard noise, made to have a variance; and the root of this."""
     if is_transformed():
-        return _sqrt(variance) * noise
-    return _Scaled.apply(noise, variance)[0]
+        root = _sqrt(variance)
+        return root * noise, root
+    return _Scaled.apply(noise, variance)
 
 
 class _Scaled(Function):
-    """Also returns the root, since what is returned is differentiated again where it is kept.
+    """Keeps the root for its backward. Were it not returned, it could not be differentiated again.
 
     Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
     that made the variance 0, and vanishes.
@@ -203,6 +199,6 @@ class _Scaled(Function):
         noise, root = ctx.saved_tensors
         by_scaled, by_root = grads
         total = None if by_scaled is None else (by_scaled * noise).sum_to_size(root.shape)
-        if by_root is not None:  # only for gradients of gradients
+        if by_root is not None:
             total = by_root if total is None else total + by_root
         return None, None if total is None else (total / root).mul_(0.5)
