@@ -16,9 +16,7 @@ def run(script, *args):
 
 
 def test_speed(tmp_path):
-    pattern = (
-        "(width-50|conv|predict ).*(deterministic|LRT standalone|^bens|bensemble|LRT Pred|Tyxe)"
-    )
+    pattern = r"^(width-50|conv|predict) .*(deterministic|LRT standalone|bensemble|LRT Predictive)"
     files = ("--json", str(tmp_path / "speed.json"), "--plot", str(tmp_path / "speed.png"))
     output = run("speed.py", "--only", pattern, "--runs", "1", *files)
     assert "MLP 100-50-50-10, batch 128" in output
