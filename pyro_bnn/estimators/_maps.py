@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import square
+from ._products import product
 from ._repeated import Repeated
 from ._sampled import REMEDY
 
@@ -95,10 +96,10 @@ class Linear(LinearMap):
                 f"{tuple(input.shape)}){hint}"
             )
         if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-            return F.linear(input, weight, bias)
+            return product(input, weight, bias)
         _check_rows(input, 1)
         if weight.dim() == 2:
-            output = F.linear(input, weight)
+            output = product(input, weight)
         elif weight.dim() > 3 and weight.shape[-3] > 1:  # another weight for each row
             output = (weight @ input.unsqueeze(-1)).squeeze(-1)
         else:

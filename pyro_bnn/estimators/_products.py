@@ -1,0 +1,62 @@
+"""``F.linear`` by the faster of the two libraries that torch has for it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from .._autograd import is_transformed
+
+_MIN_SIZE = 1 << 22  # multiplications below which to call costs more than the product gains
+
+
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``, with the same rounding error.
+
+    On a CPU torch multiplies float32 by MKL, which has no AVX-512 kernels for AMD's processors.
+    oneDNN, which torch has for other operations, does, and is twice as fast there.
+    """
+    if (
+        weight.numel() * input.numel() < _MIN_SIZE * input.shape[-1]
+        or not _has_faster_products()
+        or not (input.dtype == weight.dtype == torch.float32 and input.is_cpu)
+        or is_transformed()
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return F.linear(input, weight, bias)
+    return _Product.apply(input, weight, bias)
+
+
+@cache
+def _has_faster_products() -> bool:
+    # Older versions of torch do not tell what processor they run on.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    is_amd = str(capabilities.get("cpu_name")).startswith("AMD")
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return is_amd and bool(capabilities.get("avx512_f")) and has_both
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        input, weight, bias = args
+        ctx.save_for_backward(input, weight)
+        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        by_input = by_weight = by_bias = None
+        rows = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[0]:
+            by_input = product(grad, weight.t())
+        if ctx.needs_input_grad[1]:
+            by_weight = product(rows.t(), input.reshape(-1, input.shape[-1]).t())
+        if ctx.needs_input_grad[2]:
+            by_bias = rows.sum(0)
+        return by_input, by_weight, by_bias
