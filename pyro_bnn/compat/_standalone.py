@@ -15,6 +15,7 @@ from ..guides._sites import sample_attributes
 from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
 from ..nn._layer import SitePrior
 from ..posteriors import Posterior
+from ..posteriors._together import distributions
 from ._twin import twin
 
 
@@ -69,7 +70,10 @@ class Standalone(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         sites, shared = self._sites, self.guide.is_shared
-        posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
+        if self.sample:
+            posteriors = distributions((posterior for posterior, _, _ in sites), shared=shared)
+        else:
+            posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
         # Autograd goes backwards: divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
         kl = self._kl_before_draws(posteriors)

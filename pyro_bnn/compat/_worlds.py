@@ -17,6 +17,7 @@ from ..guides._sites import sample_attributes
 from ..infer._kl import add_up, total_kl
 from ..nn._prior import Prior
 from ..posteriors import Posterior
+from ..posteriors._together import distributions
 from ._variational import VariationalLayer, state_to_pickle
 
 
@@ -51,7 +52,9 @@ class WithKL(nn.Module):
         self.net = net
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        given = [(layer, layer._distributions()) for _, layer in _layers(self.net)]
+        layers = [layer for _, layer in _layers(self.net)]
+        made = iter(distributions(q for layer in layers for q in layer._posteriors.values()))
+        given = [(layer, {key: next(made) for key in layer._posteriors}) for layer in layers]
         try:
             for layer, posteriors in given:  # so that each is made once, not again for its KL
                 layer.__dict__["_given"] = posteriors
@@ -137,8 +140,8 @@ class _OfWeights(AutoReparameterization):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         self._check_nan(args, kwargs)
-        posteriors = {name: self[name].distribution(shared=self.is_shared) for name in self}
-        return {name: pyro.sample(name, q) for name, q in posteriors.items()}
+        posteriors = distributions(map(self.__getitem__, self), shared=self.is_shared)
+        return {name: pyro.sample(name, q) for name, q in zip(self, posteriors, strict=True)}
 
 
 def _same(posterior: Posterior, *args: Any, **kwargs: Any) -> Posterior:

@@ -25,11 +25,6 @@ def trusted_normal(loc: Tensor, scale: Tensor) -> dist.Normal:
     return new
 
 
-def is_normal(d: Distribution) -> bool:
-    """Whether a distribution is a Normal itself; a subclass may have formulas of its own."""
-    return type(d) in (Normal, dist.Normal)
-
-
 def normal_kl(q: Normal, p: Normal) -> Tensor:
     """The divergence of all entries together, a scalar in nats."""
     return gaussian_divergence(q.loc, q.scale, p.loc, p.scale) - 0.5 * q.loc.numel()
@@ -68,19 +63,27 @@ def _divergence(
     loc: Tensor | None, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor, share: float
 ) -> Tensor:
     """The part of the means, the part of the scales, or both."""
-    precision = prior_scale.square().reciprocal()
-    total: Any = 0.0
+    # Few operations for small weights, and few passes over large ones, whose priors are scalars.
+    is_scalar = prior_scale.dim() == 0
+    terms: Any = None
     if loc is not None:
-        total = _weighted_sum((loc - prior_loc).square_(), precision)
+        terms = loc - prior_loc
+        terms = (terms if is_scalar else terms.div_(prior_scale)).square_()
     if scale is not None:
-        total = total + share * _weighted_sum(scale.square(), precision)
-        repeats = scale.numel() // prior_scale.numel() if scale.numel() else 0
-        total = total - 2 * sum_of_logs(scale) + 2 * repeats * prior_scale.log().sum()
+        ratio = scale if is_scalar else scale / prior_scale
+        if terms is None:
+            terms = ratio.square()
+            terms = terms if share == 1 else terms.mul_(share)
+        else:
+            terms = torch.addcmul(terms, ratio, ratio, value=share)
+    total = terms.sum()
+    if is_scalar:
+        total = total / prior_scale.square()
+    if scale is not None:
+        total = total.sub(sum_of_logs(ratio), alpha=2)
+        if is_scalar:
+            total = total.add(prior_scale.log(), alpha=2 * scale.numel())
     return 0.5 * total
-
-
-def _weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
-    return x.sum() * weight if weight.dim() == 0 else (x * weight).sum()
 
 
 def sum_of_logs(x: Tensor) -> Tensor:

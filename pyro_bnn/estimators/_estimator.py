@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -11,13 +11,21 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence, register_kl
 
 from ..distributions import NormalMixture
-from ..distributions._divergence import innermost, is_normal, normal_kl
+from ..distributions._divergence import innermost, normal_kl
+from ..distributions._joint import is_normal, take
 from ..distributions._normal_mixture import summed_mixture_kl_bound
 from ._draw import SharedSample, draw, plain
 
 
 class Estimator(ABC):
-    """Turns a posterior into draws; has no state of its own."""
+    """Turns a posterior into draws; has no state of its own.
+
+    Attributes:
+        quantity: what draws from a Normal are made of, which may be computed for many small
+            weights together: ``"value"``, ``"noise"``, ``"variance"``, or None.
+    """
+
+    quantity: ClassVar[str | None] = None
 
     @abstractmethod
     def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
@@ -33,11 +41,16 @@ class Estimator(ABC):
 class Shared(Estimator):
     """One sample of the weight for all examples (Blundell et al. 2015, arXiv:1505.05424)."""
 
+    quantity = "value"
+
     def draw(self, base: Any, sample_shape: torch.Size, event_dim: int) -> Tensor:
+        value = take(base, sample_shape)
+        if value is not None:
+            return value
         if is_normal(base):
             shape = sample_shape + base.loc.shape
             noise = torch.randn(shape, dtype=base.loc.dtype, device=base.loc.device)
-            value = (base.scale * noise).add_(base.loc)
+            value = torch.addcmul(base.loc, base.scale, noise)
         else:
             value = base.rsample(sample_shape)
         # An ordinary tensor is all that torch needs, unless there are sample dimensions.

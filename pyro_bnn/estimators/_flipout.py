@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from ..distributions import Radial
+from ..distributions._joint import Part, take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, Lookup, collapse
@@ -34,24 +35,29 @@ class Flipout(Estimator):
         perturbations on mini-batches", arXiv:1803.04386.
     """
 
+    quantity = "noise"
+
     def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
         if not isinstance(base, (Normal, Radial)):
             raise TypeError(
                 "flipout needs a posterior with symmetric noise, Normal or Radial, not "
                 f"{type(base).__name__}: use the estimator `Shared()` with it"
             )
-        return draw(FlipoutSample(Noise(base, sample_shape), collapse(base.loc, event_dim)))
+        noise = Noise(base, sample_shape, take(base, sample_shape))
+        return draw(FlipoutSample(noise, collapse(base.loc, event_dim)))
 
 
 class Noise:
     """The noise of one sample, drawn when it is first asked for, where it is asked for."""
 
-    def __init__(self, base: Normal | Radial, sample_shape: torch.Size) -> None:
+    def __init__(
+        self, base: Normal | Radial, sample_shape: torch.Size, noise: Tensor | None = None
+    ) -> None:
         self.shape = sample_shape + base.loc.shape
         self._base = base
         self._sample_shape = sample_shape
         self._standard: Tensor | None = None
-        self._noise: Tensor | None = None
+        self._noise = noise
         self._rows: Tensor | None = None
         self._position: Tensor | None = None
 
@@ -70,7 +76,9 @@ class Noise:
     @property
     def standard(self) -> Tensor:
         if self._standard is None:
-            if isinstance(self._base, Radial):
+            if isinstance(self._base, Part) and self._noise is not None:
+                self._standard = self._base.noise
+            elif isinstance(self._base, Radial):
                 self._standard = self._base.standard_noise(self._sample_shape)
             else:
                 self._standard = self._randn(self.shape)
@@ -81,7 +89,8 @@ class Noise:
 
     def look_up(self, map: Lookup, index: Tensor) -> Tensor:
         """The noise of the rows at an index; no other row is drawn."""
-        whole = self._standard is not None or isinstance(self._base, Radial)
+        known = self._standard is not None or self._noise is not None
+        whole = known or isinstance(self._base, Radial)
         # What a compiler traces has no shapes that depend on values.
         if whole or len(self.shape) > 2 or torch.compiler.is_compiling():
             return map(index, self.noise)

@@ -10,6 +10,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
 from .._autograd import is_transformed, square
+from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse
@@ -37,6 +38,8 @@ class LocalReparameterization(Estimator):
         reparameterization trick", arXiv:1506.02557.
     """
 
+    quantity = "variance"
+
     def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
         if not isinstance(base, Normal):
             raise TypeError(
@@ -45,7 +48,9 @@ class LocalReparameterization(Estimator):
             )
         shape = sample_shape + base.loc.shape
         loc, scale = collapse(base.loc, event_dim), collapse(base.scale, event_dim)
-        return draw(LRTSample(loc, scale, shape))
+        sample = LRTSample(loc, scale, shape)
+        sample._variance = take(base, sample_shape)
+        return draw(sample)
 
 
 class LRTSample(Sample):

@@ -24,6 +24,7 @@ from .._validation import nan_arguments
 from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
+from ..posteriors._together import distributions
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
 from ._sites import is_handled, module_sites, own_model_parameters
 
@@ -153,9 +154,16 @@ class AutoPosterior(AutoGuide):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
-        result = {}
         prototype: Any = self.prototype_trace
-        for name, site in prototype.iter_stochastic_nodes():
+        sites = dict(prototype.iter_stochastic_nodes())
+        outside = [name for name, site in sites.items() if not site["cond_indep_stack"]]
+        made = distributions(map(self.__getitem__, outside), shared=self._shared)
+        found = dict(zip(outside, made, strict=True))
+        result = {}
+        for name, site in sites.items():
+            if name in found:
+                result[name] = pyro.sample(name, found[name])
+                continue
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     stack.enter_context(plates[frame.name])

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from ..distributions._divergence import normal_kl, trusted_normal
+from ..distributions._divergence import normal_kl
+from ..distributions._joint import MAX_SIZE, as_one, joint_of
 from ..estimators._estimator import normals
-
-# Up to this size, the time of an operation is that of calling it.
-_MAX_JOINT_SIZE = 1 << 13
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
@@ -52,7 +50,7 @@ def total_kl(sites: Iterable[tuple[Distribution, Distribution, Callable[[], Tens
 def small_normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
     """The Normals of a site that are small enough for :func:`joint_kl`, or None."""
     pair = normals(q, p)
-    return pair if pair is not None and pair[0].loc.numel() <= _MAX_JOINT_SIZE else None
+    return pair if pair is not None and pair[0].loc.numel() <= MAX_SIZE else None
 
 
 def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
@@ -62,14 +60,8 @@ def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
     """
     groups: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
     for q, p in pairs:
-        groups[q.loc.dtype, q.loc.device].append((q, p))
-    return [normal_kl(*map(_concatenated, zip(*g, strict=True))) for g in groups.values()]
-
-
-def _concatenated(normals: Iterable[Any]) -> Any:
-    flat = lambda t: t if t.dim() == 1 else t.reshape(-1)
-    parts = [(flat(d.loc), flat(d.scale)) for d in normals]
-    return trusted_normal(*map(torch.cat, zip(*parts, strict=True)))
+        groups[q.loc.dtype, q.loc.device, joint_of(q)].append((q, p))
+    return [normal_kl(*map(as_one, zip(*g, strict=True))) for g in groups.values()]
 
 
 def add_up(divergences: Iterable[Tensor]) -> Tensor:

@@ -80,11 +80,14 @@ class Posterior(PyroModule):
         Args:
             shared: draw one ordinary weight for all examples, whatever the estimator.
         """
+        return self._around(self.base(), shared)
+
+    def _around(self, base: dist.TorchDistribution, shared: bool) -> dist.TorchDistribution:
         estimator = _SHARED if shared else self.estimator
         kept = self._buffers["kept"]
         if kept is None:
-            return Estimated(self.base(), self.event_dim, estimator)
-        return Pruned(self.base(), self.event_dim, estimator, kept)
+            return Estimated(base, self.event_dim, estimator)
+        return Pruned(base, self.event_dim, estimator, kept)
 
     @torch.no_grad()
     def as_prior(self) -> dist.TorchDistribution:

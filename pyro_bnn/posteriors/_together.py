@@ -1,0 +1,56 @@
+"""The distributions of many posteriors, made at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from pyro.distributions import TorchDistribution
+
+from .._autograd import is_transformed
+from ..distributions._joint import MAX_SIZE, Joint
+from ..estimators import Shared
+from ._normal import NormalPosterior
+from ._posterior import Posterior
+
+
+def distributions(
+    posteriors: Iterable[Posterior], *, shared: bool = False
+) -> list[TorchDistribution]:
+    """What :meth:`Posterior.distribution` returns for each.
+
+    Small Normals are parts of one for all, which their draws and divergences are computed by.
+    """
+    posteriors = list(posteriors)
+    small: dict[Any, list[Posterior]] = defaultdict(list)
+    for posterior in () if is_transformed() else posteriors:
+        if _joins(posterior):
+            loc: Any = posterior._parameters["loc_unconstrained"]
+            quantity = Shared.quantity if shared else posterior.estimator.quantity
+            small[loc.dtype, loc.device, quantity].append(posterior)
+    bases = {}
+    for (*_, quantity), group in small.items():
+        if quantity is not None:
+            bases.update(zip(map(id, group), _joint(quantity, group).parts, strict=True))
+    return [
+        p._around(bases[id(p)], shared) if id(p) in bases else p.distribution(shared=shared)
+        for p in posteriors
+    ]
+
+
+def _joins(posterior: Posterior) -> bool:
+    if type(posterior) is not NormalPosterior or posterior._buffers["kept"] is not None:
+        return False
+    loc: Any = posterior._parameters["loc_unconstrained"]
+    return loc.numel() <= MAX_SIZE and loc.dim() == posterior.event_dim and loc.is_contiguous()
+
+
+def _joint(quantity: str, posteriors: list[Posterior]) -> Joint:
+    is_rho = not posteriors[0]._pyro_context.active  # where Pyro is at work, it makes scales
+    locs = [posterior._read("loc") for posterior in posteriors]
+    scales: Any = [
+        posterior._parameters["scale_unconstrained"] if is_rho else posterior._read("scale")
+        for posterior in posteriors
+    ]
+    return Joint(quantity, locs, scales, is_rho)
