@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+_MIN_SIZE = 1 << 14  # below, to call costs more than a pass
+
 
 def is_transformed() -> bool:
     """Whether torch compiles or transforms what runs now, and makes a backward of formulas."""
@@ -16,7 +18,8 @@ def is_transformed() -> bool:
 
 def square(x: Tensor) -> Tensor:
     """``x.square()``, whose backward goes over ``x`` once less than torch's."""
-    return x.square() if is_transformed() else _Square.apply(x)
+    is_plain = x.numel() < _MIN_SIZE or not x.requires_grad or is_transformed()
+    return x.square() if is_plain else _Square.apply(x)
 
 
 class _Square(Function):

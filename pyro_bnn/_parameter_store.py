@@ -74,7 +74,15 @@ def _store_entries(
     root: PyroModule,
 ) -> Iterator[tuple[str, Tensor, constraints.Constraint]]:
     """The parameters of a module under the names that Pyro gives them in its store."""
-    for module in root.modules():
+    # By hand, since this is done at each step, and `modules()` takes several times longer.
+    waiting: list[nn.Module | None] = [root]
+    seen = set()
+    while waiting:
+        module = waiting.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        waiting.extend(module._modules.values())
         if not isinstance(module, PyroModule) or module._pyro_context is not root._pyro_context:
             continue
         for key, parameter in module._parameters.items():

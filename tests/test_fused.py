@@ -11,9 +11,16 @@ from torch.distributions import Normal, kl_divergence
 
 from pyro_bnn._autograd import square
 from pyro_bnn.distributions import mixture_kl_bound
-from pyro_bnn.distributions._divergence import gaussian_divergence, normal_kl, trusted_normal
+from pyro_bnn.distributions._divergence import (
+    gaussian_divergence,
+    normal_kl,
+    sum_of_logs,
+    trusted_normal,
+)
+from pyro_bnn.distributions._joint import Joint, as_one
 from pyro_bnn.estimators._flipout import random_signs
-from pyro_bnn.estimators._lrt import _scaled
+from pyro_bnn.estimators._lrt import _with_noise
+from pyro_bnn.estimators._products import _Product, product
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
 from pyro_bnn.estimators._repeated import Repeated
 from pyro_bnn.posteriors import MixturePosterior
@@ -83,17 +90,98 @@ def test_equal_distributions_have_no_divergence():
 
 
 def test_scaled_noise_has_the_gradient_of_the_root():
-    noise, (variance,) = torch.randn(4, 3, dtype=torch.double), doubles((4, 3))
-    assert gradcheck(lambda v: _scaled(noise, v), [variance])
-    assert gradgradcheck(lambda v: _scaled(noise, v), [variance])
-    assert gradcheck(lambda v: _scaled(noise.expand(2, 4, 3), v), [variance[:1]])
+    noise, (mean, variance) = torch.randn(4, 3, dtype=torch.double), doubles((4, 3), (4, 3))
+    assert gradcheck(lambda m, v: _with_noise(m, noise, v), [mean, variance])
+    assert gradgradcheck(lambda m, v: _with_noise(m, noise, v), [mean, variance])
+    more = noise.expand(2, 4, 3)
+    assert gradcheck(lambda m, v: _with_noise(m, more, v), [mean, variance[:1]])
+    torch.testing.assert_close(
+        _with_noise(mean, noise, variance), (mean + noise * variance.sqrt(), variance.sqrt())
+    )
     inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
     for tensor in (inputs, scales):
         tensor.requires_grad_()
-    output, _ = _scaled(torch.randn(5), inputs.square() @ scales.square())
+    zero = torch.zeros(5)
+    output, _ = _with_noise(zero, torch.randn(5), inputs.square() @ scales.square())
     assert output.abs().max() < 1e-18
     for grad in torch.autograd.grad(1e6 * output.sum(), [inputs, scales]):
         assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("is_rho", [False, True])
+@pytest.mark.parametrize("quantity", ["value", "noise", "variance"])
+def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_rho):
+    shapes = [(3, 2), (2,), (), (0, 4)]
+    locs, scales = doubles(*shapes), doubles(*shapes)
+
+    def f(*params):
+        torch.manual_seed(1)
+        joint = Joint(quantity, params[:4], params[4:], is_rho)
+        return (joint.normal.loc, joint.normal.scale, *joint.drawn[:3])
+
+    assert gradcheck(f, [*locs, *scales])
+    assert gradgradcheck(f, [*locs, *scales])
+    joint = Joint(quantity, locs, scales, is_rho)
+    prior = dist.Normal(torch.tensor(0.5).double(), 2.0)
+    expected = 0.0
+    for part, loc, raw in zip(joint.parts, locs, scales, strict=True):
+        scale = F.softplus(raw) if is_rho else raw
+        torch.testing.assert_close(part.scale, scale)
+        expected = expected + kl_divergence(Normal(loc, scale), prior).sum()
+        drawn = part.take(torch.Size())
+        if quantity == "variance":
+            torch.testing.assert_close(drawn, scale**2)
+        else:
+            center = loc if quantity == "value" else 0.0
+            torch.testing.assert_close(drawn, center + scale * part.noise)
+        assert part.take(torch.Size()) is None
+        assert type(part.expand((5, *loc.shape))) is dist.Normal
+    priors = [prior.expand(loc.shape) for loc in locs]
+    torch.testing.assert_close(normal_kl(as_one(joint.parts), as_one(priors)), expected)
+    # Parts of a joint, but not all of them.
+    torch.testing.assert_close(
+        normal_kl(as_one(joint.parts[:2]), as_one(priors[:2])),
+        sum(kl_divergence(d, prior).sum() for d in joint.parts[:2]),
+    )
+    own, others = torch.autograd.grad(joint.drawn[1].sum(), [scales[1], scales[0]])
+    assert own.all()
+    assert not others.any()
+
+
+@pytest.mark.parametrize("size", [3, 4099])
+@pytest.mark.parametrize("scale", [1e-38, 1e-12, 0.1, 1e38])
+def test_sum_of_logs_where_products_leave_the_range_of_the_format(size, scale):
+    x = scale * (torch.rand(size) + 1)
+    torch.testing.assert_close(sum_of_logs(x).double(), x.double().log().sum(), rtol=1e-6, atol=0)
+    assert sum_of_logs(torch.cat([x, torch.zeros(1)])) == -torch.inf
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7)])
+def test_products_by_the_other_library(shape, monkeypatch):
+    """Those of large matrices on some processors, here of small ones on any."""
+    path = "pyro_bnn.estimators._products."
+    monkeypatch.setattr(path + "_MIN_SIZE", 0)
+    monkeypatch.setattr(path + "_has_faster_products", torch.backends.mkldnn.is_available)
+    given = [torch.randn(s, requires_grad=True) for s in (shape, (5, 7), (5,))]
+    for bias in (given[2], None):
+        inputs = given[: 2 if bias is None else 3]
+        output, expected = product(*given[:2], bias), F.linear(*given[:2], bias)
+        assert type(output.grad_fn).__name__ == _Product.__name__ + "Backward"
+        torch.testing.assert_close(output, expected)
+        for f in (lambda y: y.sin().sum(), lambda y: y[..., :0].sum()):
+            grads, others = (
+                torch.autograd.grad(f(y), inputs, create_graph=True) for y in (output, expected)
+            )
+            torch.testing.assert_close(grads, others)
+        again = []
+        for y in (output, expected):
+            grads = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+            again.append(torch.autograd.grad(sum(g.sin().sum() for g in grads), inputs))
+        torch.testing.assert_close(*again)
+    strided = torch.randn(6, 14)[:, ::2], torch.randn(7, 1).expand(7, 5).t()
+    torch.testing.assert_close(product(*strided), F.linear(*strided))
+    empty = torch.zeros(0, 7), given[1], given[2]
+    assert product(*empty).shape == (0, 5)
 
 
 def test_lstm_cell_has_the_gradients_of_its_formula():

@@ -54,7 +54,9 @@ class WithKL(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         layers = [layer for _, layer in _layers(self.net)]
         made = iter(distributions(q for layer in layers for q in layer._posteriors.values()))
-        given = [(layer, {key: next(made) for key in layer._posteriors}) for layer in layers]
+        given: list[tuple[VariationalLayer, dict[str, Distribution]]] = [
+            (layer, {key: next(made) for key in layer._posteriors}) for layer in layers
+        ]
         try:
             for layer, posteriors in given:  # so that each is made once, not again for its KL
                 layer.__dict__["_given"] = posteriors

@@ -58,7 +58,7 @@ class Part(dist.Normal):
         Distribution.__init__(self, self.loc.shape, validate_args=False)
 
     @cached_property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor:  # type: ignore[override]
         assert self.joint is not None
         return self._own(self.joint.normal.scale)
 

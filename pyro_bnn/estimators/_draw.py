@@ -113,9 +113,7 @@ class Draw(torch.Tensor):
 
 def draw(sample: Sample) -> Draw:
     """The draw that stands for a sample."""
-    loc = sample.loc
-    poison = torch.full((), float("nan"), dtype=loc.dtype, device=loc.device)
-    result = poison.expand(sample.shape).as_subclass(Draw)
+    result = sample.loc.new_full((), float("nan")).expand(sample.shape).as_subclass(Draw)
     result.sample = sample
     return result
 
@@ -145,10 +143,10 @@ def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
 
 def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
-    input = unsampled(plain(input), len(weight.shape) - map.weight_dim, 1 + map.space)
     sample = weight.sample if isinstance(weight, Draw) else SharedSample(weight)
-    output = sample.meet(map, input, bias)
-    return sampled(output) if weight.dim() > map.weight_dim else output
+    samples = len(sample.shape) - map.weight_dim
+    output = sample.meet(map, unsampled(plain(input), samples, 1 + map.space), bias)
+    return sampled(output) if samples > 0 else output
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

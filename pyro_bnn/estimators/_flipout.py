@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from .._autograd import is_transformed
 from ..distributions import Radial
 from ..distributions._joint import Part, take
 from ._draw import Sample, draw, split_bias, wants_grad
@@ -63,7 +65,7 @@ class Noise:
 
     @property
     def noise(self) -> Tensor:
-        if self._noise is None or self._noise.requires_grad < wants_grad(self._base.scale):
+        if self._noise is None or (not self._noise.requires_grad and wants_grad(self._base.scale)):
             self._noise = self._base.scale * self.standard
         return self._noise
 
@@ -123,10 +125,22 @@ class Signs:
 
 def random_signs(rows: int, columns: int, like: Tensor) -> Tensor:
     """Independent signs, one for each bit of random integers, which are far fewer draws."""
-    words = torch.randint(*_INT64, (-(-rows * columns // 64), 1), device=like.device)
-    bits = (words >> torch.arange(64, device=like.device)) & 1
-    signs = bits.view(-1)[: rows * columns].view(rows, columns).to(like.dtype)
-    return signs.mul_(2).sub_(1)
+    words = torch.randint(*_INT64, (-(-rows * columns // 64),), device=like.device)
+    if like.is_cpu and not is_transformed():
+        signs = F.embedding(words.view(torch.uint8).int(), _SIGNS_OF_BYTES).to(like.dtype)
+    else:
+        signs = _signs_of_bits(words, 64).to(like.dtype)
+    return signs.view(-1)[: rows * columns].view(rows, columns)
+
+
+def _signs_of_bits(x: Tensor, number: int) -> Tensor:
+    """1 where a bit of an integer is set, -1 where it is not; a row for each integer."""
+    bits = (x.unsqueeze(-1) >> torch.arange(number, device=x.device)) & 1
+    return bits.mul_(2).sub_(1)
+
+
+# To look up is the faster way, where there is no compiler that makes one operation of the others.
+_SIGNS_OF_BYTES = _signs_of_bits(torch.arange(256), 8).float()
 
 
 class FlipoutSample(Sample):
@@ -182,7 +196,8 @@ class FlipoutSample(Sample):
             noise = map(input * map.align_signs(r, input, axis).to(input.dtype), self.noise, fused)
         size = self.shape[-map.weight_dim :][map.sides[0]]
         s = self.signs(num_examples, side_out, size, self.loc)
-        output = output + noise * map.align_signs(s, noise, axis).to(noise.dtype)
+        s = map.align_signs(s, noise, axis).to(noise.dtype)
+        output = torch.addcmul(output, noise, s)
         if sample is not None and fused is None:
             output = output + sample.bias_noise(map, input, output, samples)
         return output

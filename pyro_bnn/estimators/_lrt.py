@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,18 +48,22 @@ class LocalReparameterization(Estimator):
                 f"{type(base).__name__}: use the estimator `Shared()` or `Flipout()` with it"
             )
         shape = sample_shape + base.loc.shape
-        loc, scale = collapse(base.loc, event_dim), collapse(base.scale, event_dim)
-        sample = LRTSample(loc, scale, shape)
+        scale = lambda: collapse(base.scale, event_dim)
+        sample = LRTSample(collapse(base.loc, event_dim), scale, shape)
         sample._variance = take(base, sample_shape)
         return draw(sample)
 
 
 class LRTSample(Sample):
     def __init__(
-        self, loc: Tensor, scale: Tensor, shape: torch.Size, transpose: LRTSample | None = None
+        self,
+        loc: Tensor,
+        scale: Callable[[], Tensor],
+        shape: torch.Size,
+        transpose: LRTSample | None = None,
     ) -> None:
         self.loc = loc
-        self.scale = scale
+        self._scale = scale
         self.shape = shape
         self._variance: Tensor | None = None
         self._noise: Tensor | None = None
@@ -67,8 +72,12 @@ class LRTSample(Sample):
         self._transpose = transpose
 
     @property
+    def scale(self) -> Tensor:
+        return self._scale()
+
+    @property
     def variance(self) -> Tensor:
-        if self._variance is None or self._variance.requires_grad < wants_grad(self.scale):
+        if self._variance is None or (not self._variance.requires_grad and wants_grad(self.scale)):
             self._variance = square(self.scale)
         return self._variance
 
@@ -82,7 +91,7 @@ class LRTSample(Sample):
     def mT(self) -> Sample:
         if self._transpose is None:
             shape = self.shape[:-2] + self.shape[-2:][::-1]
-            self._transpose = LRTSample(self.loc.mT, self.scale.mT, shape, self)
+            self._transpose = LRTSample(self.loc.mT, lambda: self.scale.mT, shape, self)
         return self._transpose
 
     def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,7 +109,7 @@ class LRTSample(Sample):
         use = _Use(map, self, input, fused, before)
         if map.remembers:
             self._uses.append(use)
-        output = output + use.noise()
+        output = use.added_to(output)
         if sample is not None and fused is None:
             samples = len(self.shape) - map.weight_dim
             output = output + sample.bias_noise(map, input, output, samples)
@@ -163,12 +172,12 @@ class _Use:
     def fits(self, map: LinearMap, input: Tensor) -> bool:
         return self.map == map and self.input.shape == input.shape
 
-    def noise(self) -> Tensor:
-        noise, self.scale = _scaled(self.epsilon, self.rest)
+    def added_to(self, output: Tensor) -> Tensor:
+        output, self.scale = _with_noise(output, self.epsilon, self.rest)
         del self.rest  # this lives as long as the weight
         for factor, use in zip(self.factors, self.before, strict=True):
-            noise = noise + factor * use.epsilon
-        return noise
+            output = torch.addcmul(output, factor, use.epsilon)
+        return output
 
 
 def _sqrt(variance: Tensor) -> Tensor:
@@ -176,15 +185,15 @@ def _sqrt(variance: Tensor) -> Tensor:
     return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt_()
 
 
-def _scaled(noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard noise, made to have a variance; and the root of this."""
+def _with_noise(mean: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean with standard noise that is made to have a variance; and the root of this."""
     if is_transformed():
         root = _sqrt(variance)
-        return root * noise, root
-    return _Scaled.apply(noise, variance)
+        return torch.addcmul(mean, root, noise), root
+    return _WithNoise.apply(mean, noise, variance)
 
 
-class _Scaled(Function):
+class _WithNoise(Function):
     """Keeps the root for its backward. Were it not returned, it could not be differentiated again.
 
     Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
@@ -193,17 +202,21 @@ class _Scaled(Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        noise, variance = args
+        mean, noise, variance = args
         root = _sqrt(variance)
         ctx.set_materialize_grads(False)
+        ctx.mean_shape = mean.shape
         ctx.save_for_backward(noise, root)
-        return root * noise, root
+        return torch.addcmul(mean, root, noise), root
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         noise, root = ctx.saved_tensors
-        by_scaled, by_root = grads
-        total = None if by_scaled is None else (by_scaled * noise).sum_to_size(root.shape)
+        by_output, by_root = grads
+        by_mean = total = None
+        if by_output is not None:
+            by_mean = by_output.sum_to_size(ctx.mean_shape)
+            total = (by_output * noise).sum_to_size(root.shape)
         if by_root is not None:
             total = by_root if total is None else total + by_root
-        return None, None if total is None else (total / root).mul_(0.5)
+        return by_mean, None, None if total is None else (total / root).mul_(0.5)

@@ -35,7 +35,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 @cache
 def _has_faster_products() -> bool:
     # Older versions of torch do not tell what processor they run on.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
     is_amd = str(capabilities.get("cpu_name")).startswith("AMD")
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return is_amd and bool(capabilities.get("avx512_f")) and has_both

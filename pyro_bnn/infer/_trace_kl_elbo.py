@@ -138,22 +138,21 @@ def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
             continue
         kl = analytic_kl(q, p)
         if kl is not None:
-            _fill_in(model_site, guide_site, kl.expand(q.batch_shape))
-    for group in small.values():
-        total = add_up(joint_kl(pair for _, _, pair in group))
+            log_prob = -scale_and_mask(kl.expand(q.batch_shape), scale, mask)
+            _fill_in(model_site, guide_site, log_prob, torch.zeros_like(log_prob))
+    for scale, group in small.items():
+        log_prob = -scale_and_mask(add_up(joint_kl(pair for _, _, pair in group)), scale)
+        zero = log_prob.new_zeros(())
         for i, (model_site, guide_site, _) in enumerate(group):
-            _fill_in(model_site, guide_site, total.new_zeros(()) if i else total)
+            _fill_in(model_site, guide_site, zero if i else log_prob, zero)
             model_site["joint"] = guide_site["fn"]
 
 
-def _fill_in(model_site: Site, guide_site: Site, kl: Tensor) -> None:
-    kl = scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
-    model_site["log_prob"] = -kl
-    model_site["log_prob_sum"] = -kl.sum()
-    zero = torch.zeros_like(kl)
+def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor) -> None:
+    for site, value in ((model_site, log_prob), (guide_site, zero)):
+        site["log_prob"] = value
+        site["log_prob_sum"] = value.sum() if value.dim() else value
     guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
-    guide_site["log_prob"] = zero
-    guide_site["log_prob_sum"] = zero.sum()
 
 
 def _own_log_prob(site: Site) -> Tensor:

@@ -14,6 +14,8 @@ from ..estimators import Shared
 from ._normal import NormalPosterior
 from ._posterior import Posterior
 
+_MIN_JOINT = 3  # below, one operation for all costs more than one for each
+
 
 def distributions(
     posteriors: Iterable[Posterior], *, shared: bool = False
@@ -29,9 +31,9 @@ def distributions(
             loc: Any = posterior._parameters["loc_unconstrained"]
             quantity = Shared.quantity if shared else posterior.estimator.quantity
             small[loc.dtype, loc.device, quantity].append(posterior)
-    bases = {}
+    bases: dict[int, Any] = {}
     for (*_, quantity), group in small.items():
-        if quantity is not None:
+        if quantity is not None and len(group) >= _MIN_JOINT:
             bases.update(zip(map(id, group), _joint(quantity, group).parts, strict=True))
     return [
         p._around(bases[id(p)], shared) if id(p) in bases else p.distribution(shared=shared)
