@@ -16,9 +16,11 @@ PEERS = {
 }
 # Workload, contender, what it is compared with, the largest ratio of their medians.
 AIMS = [
-    ("mlp", "pyro_bnn reparameterization standalone", PEERS["reparameterization"], 0.55),
-    ("mlp", "pyro_bnn flipout standalone", PEERS["flipout"], 0.55),
-    ("mlp", "pyro_bnn LRT standalone", PEERS["LRT"], 0.55),
+    *(
+        ("mlp", f"pyro_bnn {q} {form}", peer, 0.55)
+        for form in ("standalone", "standalone, fused Adam")
+        for q, peer in PEERS.items()
+    ),
     ("conv", "pyro_bnn reparameterization standalone", PEERS["reparameterization"], 1.0),
     ("conv", "pyro_bnn flipout standalone", PEERS["flipout"], 0.75),
     ("lstm", "pyro_bnn reparameterization standalone", PEERS["reparameterization"], 0.09),

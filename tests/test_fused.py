@@ -180,8 +180,8 @@ def test_products_by_the_other_library(shape, monkeypatch):
         torch.testing.assert_close(*again)
     strided = torch.randn(6, 14)[:, ::2], torch.randn(7, 1).expand(7, 5).t()
     torch.testing.assert_close(product(*strided), F.linear(*strided))
-    empty = torch.zeros(0, 7), given[1], given[2]
-    assert product(*empty).shape == (0, 5)
+    assert product(torch.zeros(0, 7), *given[1:]).shape == (0, 5)
+    assert torch.equal(product(torch.zeros(3, 0), torch.zeros(5, 0), given[2])[1], given[2])
 
 
 def test_lstm_cell_has_the_gradients_of_its_formula():

@@ -22,7 +22,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     oneDNN, which torch has for other operations, does, and is twice as fast there.
     """
     if (
-        weight.numel() * input.numel() < _MIN_SIZE * input.shape[-1]
+        weight.numel() * input.numel() <= _MIN_SIZE * input.shape[-1]
         or not _has_faster_products()
         or not (input.dtype == weight.dtype == torch.float32 and input.is_cpu)
         or is_transformed()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._autograd import is_transformed
+from ._products import product
 
 Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
 
@@ -70,4 +71,8 @@ class _Total(Function):
         if notes is None:
             return None, None, None
         grads, inputs = (torch.cat(parts) for parts in zip(*notes, strict=True))
-        return grads.t() @ inputs, grads.sum(0) if ctx.needs_input_grad[1] else None, None
+        return (
+            product(grads.t(), inputs.t()),
+            grads.sum(0) if ctx.needs_input_grad[1] else None,
+            None,
+        )
