@@ -50,7 +50,7 @@ class Shared(Estimator):
         if is_normal(base):
             shape = sample_shape + base.loc.shape
             noise = torch.randn(shape, dtype=base.loc.dtype, device=base.loc.device)
-            value = torch.addcmul(base.loc, base.scale, noise)
+            value = (base.scale * noise).add_(base.loc)  # `addcmul` has a longer backward
         else:
             value = base.rsample(sample_shape)
         # An ordinary tensor is all that torch needs, unless there are sample dimensions.
