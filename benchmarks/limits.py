@@ -13,10 +13,14 @@ libraries; "deterministic, torch" has torch's own.
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 import networks
 import torch
@@ -25,10 +29,11 @@ from contenders import GUIDES
 from measure import Step, interleaved
 from steps import train
 from torch import Tensor, nn
-from workloads import WORKLOADS, Workload
+from workloads import NUM_DATA, WORKLOADS, Workload
 
 from pyro_bnn.distributions._divergence import sum_of_logs
 from pyro_bnn.estimators._products import product
+from pyro_bnn.posteriors._together import distributions
 
 MLP = next(w for w in WORKLOADS if w.name == "mlp")
 PEERS: dict[str, Callable[..., nn.Module]] = {
@@ -81,6 +86,38 @@ def with_products(net: nn.Module) -> nn.Module:
     return networks.deterministic(net)
 
 
+def phases(workload: Workload, guide: str, runs: int) -> dict[str, float]:
+    """Milliseconds of the phases of our step with fused Adam, repeated alone."""
+    model = networks.standalone(GUIDES[guide], workload.net())
+    parameters = list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    x, y = workload.data("cpu")
+    times: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        times[name].append(1e3 * (time.perf_counter() - start))
+
+    for _ in range(runs):
+        optimizer.zero_grad()
+        with phase("scales, and draws of small weights"):
+            made = distributions(posterior for posterior, _, _ in model._sites)
+        with phase("divergences"):
+            kl = model._kl_before_draws(made)
+        with phase("draws of large weights"):
+            for (_, module, key), q in zip(model._sites, made, strict=True):
+                module.__dict__[key] = q.rsample()
+        with phase("network and loss"):
+            loss = workload.loss(model._twin(x), y) + kl / NUM_DATA
+        with phase("backward"):
+            loss.backward()
+        with phase("Adam"):
+            optimizer.step()
+    return {name: median(found[runs // 5 :]) for name, found in times.items()}
+
+
 def adam(tensors: list[Tensor]) -> Step:
     parameters = [torch.nn.Parameter(x.clone()) for x in tensors]
     for parameter in parameters:
@@ -111,6 +148,11 @@ def main() -> None:
         ours, peer = ms[f"{name}, pyro_bnn"], ms[f"{name}, peer"]
         figures = (limit, ours, peer, limit / peer, ours / peer)
         print(f"{name:22}" + "".join(f"{x:12.2f}" for x in figures))
+    for name in PARTS:
+        print(f"Phases of {name}, fused Adam")
+        found = phases(MLP, name, 5 * args.runs)
+        for part, milliseconds in [*found.items(), ("sum", sum(found.values()))]:
+            print(f"  {part:36}{milliseconds:6.2f}")
 
 
 if __name__ == "__main__":
