@@ -184,6 +184,13 @@ def test_products_by_the_other_library(shape, monkeypatch):
     assert torch.equal(product(torch.zeros(3, 0), torch.zeros(5, 0), given[2])[1], given[2])
 
 
+def test_products_that_are_compiled_are_those_of_torch(monkeypatch):
+    monkeypatch.setattr("pyro_bnn.estimators._products._MIN_SIZE", 0)
+    x, weight = torch.randn(4, 7), torch.randn(5, 7)
+    compiled = torch.compile(product, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, weight), F.linear(x, weight))
+
+
 def test_lstm_cell_has_the_gradients_of_its_formula():
     inputs = doubles((3, 8), (3, 2))
     assert gradcheck(_LSTMCell.apply, inputs)

@@ -22,10 +22,10 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     oneDNN, which torch has for other operations, does, and is twice as fast there.
     """
     if (
-        weight.numel() * input.numel() <= _MIN_SIZE * input.shape[-1]
+        is_transformed()  # first, since a compiler understands no more of this
+        or weight.numel() * input.numel() <= _MIN_SIZE * input.shape[-1]
         or not _has_faster_products()
         or not (input.dtype == weight.dtype == torch.float32 and input.is_cpu)
-        or is_transformed()
         or torch.is_autocast_enabled("cpu")
     ):
         return F.linear(input, weight, bias)
