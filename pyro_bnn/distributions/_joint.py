@@ -109,7 +109,7 @@ def as_one(normals: Sequence[Any]) -> Any:
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:
-    if any(t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return torch.cat([t.reshape(-1) for t in tensors])
     return _flatten_dense_tensors(tensors)
 
