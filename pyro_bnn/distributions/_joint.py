@@ -41,7 +41,7 @@ class Joint:
         self, quantity: str, locs: Sequence[Tensor], scales: Sequence[Tensor], is_rho: bool
     ) -> None:
         self.locs = tuple(locs)
-        loc, scale, self.noise, *self.drawn = _Joint.apply(quantity, is_rho, *locs, *scales)
+        loc, scale, *self.drawn = _Joint.apply(quantity, is_rho, *locs, *scales)
         self.normal = trusted_normal(loc, scale)
         ends = list(accumulate(loc.numel() for loc in self.locs))
         self.parts = [Part(self, i, end) for i, end in enumerate(ends)]
@@ -60,20 +60,11 @@ class Part(dist.Normal):
     @cached_property
     def scale(self) -> Tensor:  # type: ignore[override]
         assert self.joint is not None
-        return self._own(self.joint.normal.scale)
+        own = slice(self._end - self.loc.numel(), self._end)
+        return self.joint.normal.scale[own].view(self.loc.shape)
 
     def expand(self, batch_shape, _instance=None) -> dist.Normal:
         return trusted_normal(self.loc, self.scale).expand(batch_shape, _instance)
-
-    @property
-    def noise(self) -> Tensor:
-        """The standard noise that the draw is made of."""
-        assert self.joint is not None
-        return self._own(self.joint.noise)
-
-    def _own(self, x: Tensor) -> Tensor:
-        """The entries of a vector that belong to this weight."""
-        return x[self._end - self.loc.numel() : self._end].view(self.loc.shape)
 
     def take(self, sample_shape: torch.Size) -> Tensor | None:
         """What a draw needs, for the first one; another draw has to make its own."""
@@ -136,17 +127,16 @@ class _Joint(Function):
         ctx.quantity, ctx.is_rho, *params = args
         loc, raw, scale, noise, drawn = _vectors(ctx.quantity, ctx.is_rho, params)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(noise)
         ctx.save_for_backward(raw, scale, noise, *params)
         # Disjoint parts of a vector that nothing else reads: to each its own, also in place.
         parts = (t.data for t in _unflatten_dense_tensors(drawn, params[: len(params) // 2]))
-        return loc, scale, noise, *parts
+        return loc, scale, *parts
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         raw, scale, noise, *params = ctx.saved_tensors
         locs = params[: len(params) // 2]
-        by_loc, by_scale, _, *by_parts = grads
+        by_loc, by_scale, *by_parts = grads
         by_drawn = None
         if any(g is not None for g in by_parts):
             filled = [

@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Normal
 
 from .._autograd import is_transformed
 from ..distributions import Radial
-from ..distributions._joint import Part, take
+from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, Lookup, collapse
@@ -78,9 +78,7 @@ class Noise:
     @property
     def standard(self) -> Tensor:
         if self._standard is None:
-            if isinstance(self._base, Part) and self._noise is not None:
-                self._standard = self._base.noise
-            elif isinstance(self._base, Radial):
+            if isinstance(self._base, Radial):
                 self._standard = self._base.standard_noise(self._sample_shape)
             else:
                 self._standard = self._randn(self.shape)
