@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pyro_bnn.distributions._divergence import (
     gaussian_divergence,
     normal_kl,
     sum_of_logs,
+    sum_of_squares,
     trusted_normal,
 )
 from pyro_bnn.distributions._joint import Joint, as_one
@@ -55,6 +58,21 @@ def test_divergence_has_the_gradients_of_its_formula(share, prior_shape, is_larg
     with torch.no_grad():
         transformed = by_row(*many, *(t.detach() for t in inputs[2:]))[2]
     torch.testing.assert_close(transformed, torch.autograd.grad(f(*inputs), loc)[0])
+
+
+@pytest.mark.parametrize("center", [0.0, 0.5])
+def test_divergence_from_a_fixed_scalar_prior(center):
+    prior = torch.tensor(center, dtype=torch.double), torch.tensor(0.5, dtype=torch.double)
+
+    def f(loc, scale):
+        return gaussian_divergence(loc, scale, *prior, constant=2.0)
+
+    inputs = doubles((3, 2), (3, 2))
+    assert gradcheck(f, inputs)
+    assert gradgradcheck(f, inputs)
+    loc, scale = inputs
+    expected = (prior[1] / scale).log() + (scale**2 + (loc - center) ** 2) / (2 * prior[1] ** 2)
+    torch.testing.assert_close(f(*inputs), expected.sum() + 2)
 
 
 def test_divergence_of_many_weights_keeps_its_digits():
@@ -152,11 +170,18 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
 
 
 @pytest.mark.parametrize("size", [3, 4099])
-@pytest.mark.parametrize("scale", [1e-38, 1e-12, 0.1, 1e38])
+@pytest.mark.parametrize("scale", [1e-38, 1e-12, 4e-6, 0.1, 1e38])
 def test_sum_of_logs_where_products_leave_the_range_of_the_format(size, scale):
     x = scale * (torch.rand(size) + 1)
-    torch.testing.assert_close(sum_of_logs(x).double(), x.double().log().sum(), rtol=1e-6, atol=0)
+    assert sum_of_logs(x) == pytest.approx(x.double().log().sum().item(), rel=1e-6)
     assert sum_of_logs(torch.cat([x, torch.zeros(1)])) == -torch.inf
+    assert math.isnan(sum_of_logs(torch.cat([torch.full((1,), torch.nan), x])))
+
+
+@pytest.mark.parametrize("size", [0, 3, 1 << 20])
+def test_sum_of_squares_in_blocks(size):
+    x = torch.randn(size + 1)[1:]
+    assert sum_of_squares(x) == pytest.approx(x.double().square().sum().item(), rel=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7)])

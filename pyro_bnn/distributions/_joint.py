@@ -91,7 +91,9 @@ def joint_of(base: Distribution) -> Joint | None:
 
 
 def as_one(normals: Sequence[Any]) -> Any:
-    """The Normal of all entries of some Normals, as a vector."""
+    """The Normal of all entries of some Normals, as a vector; a single one as it is."""
+    if len(normals) == 1:
+        return normals[0]
     joint: Any = joint_of(normals[0])
     parts = [] if joint is None else joint.parts
     if len(parts) == len(normals) and all(map(is_, parts, normals)):

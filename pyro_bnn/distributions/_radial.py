@@ -159,7 +159,8 @@ def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
     size = q._size
     constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
     if not q.batch_shape and q._kept is None:
-        return gaussian_divergence(q.loc, q.scale, loc, scale, share=1 / max(1, size)) + constant
+        share = 1 / max(1, size)
+        return gaussian_divergence(q.loc, q.scale, loc, scale, share, constant)
     cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     return q._sum((scale / q.scale).log() + cross) + constant
 
