@@ -54,7 +54,7 @@ def gaussian_divergence(
         A scalar in nats; in float32 for parameters of lower precision, since a sum of that many
         terms has more digits than these have.
     """
-    prior_loc, prior_scale = _unexpanded(prior_loc), _unexpanded(prior_scale)
+    prior_loc, prior_scale = unexpanded(prior_loc), unexpanded(prior_scale)
     inputs: Any = (loc, scale, prior_loc, prior_scale)
     if loc.dtype in (torch.float16, torch.bfloat16):
         inputs = (t.float() for t in inputs)
@@ -96,7 +96,8 @@ def _divergence(
     total = total + 0.5 * squares
     if isinstance(total, Tensor):
         return total
-    return torch.full((), total, dtype=prior_scale.dtype)
+    own: Any = scale if loc is None else loc
+    return torch.full((), total, dtype=torch.result_type(own, prior_scale))
 
 
 def sum_of_squares(x: Tensor) -> Any:
@@ -169,7 +170,7 @@ class _Divergence(Function):
         return by_loc, by_scale, by_prior_loc, by_prior_scale, None, None
 
 
-def _unexpanded(x: Tensor) -> Tensor:
+def unexpanded(x: Tensor) -> Tensor:
     """``x`` as a scalar, if it is one that has been expanded."""
     return x.as_strided((), ()) if x.numel() > 1 and not any(x.stride()) else x
 

@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from ..distributions import NormalMixture
+from ..distributions._normal_mixture import trusted_mixture
 from ..estimators import Estimator
 from ._posterior import Posterior, trailing
 
@@ -69,8 +69,7 @@ class MixturePosterior(Posterior):
     def base(self) -> dist.TorchDistribution:
         scale = self._read("scale")
         loc = torch.addcmul(self._read("loc").unsqueeze(-1), scale, self._read("offset"))
-        logits = self._read("logits")
-        return NormalMixture(logits=logits, loc=loc, scale=scale, validate_args=False)
+        return trusted_mixture(self._read("logits"), loc, scale)
 
     def median(self) -> Tensor:
         return self.quantiles(torch.tensor(0.5))
