@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
+from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -166,15 +168,27 @@ class Posterior(PyroModule):
 
     def _read(self, name: str) -> Tensor:
         """A constrained parameter; a Pyro parameter only where Pyro is at work."""
-        if self._pyro_context.active:
-            return getattr(self, name)
-        constraint, _ = self._pyro_params[name]
-        value: Any = self._parameters[name + "_unconstrained"]
+        constraint, event_dim = self._pyro_params[name]
+        raw: Any = self._parameters[name + "_unconstrained"]
         if constraint is constraints.real:
+            value = raw
+        elif constraint is constraints.softplus_positive:
+            value = F.softplus(raw)  # its transform, without making and looking one up
+        else:
+            value = transform_to(constraint)(raw)
+        if not self._pyro_context.active:
             return value
-        # The transform of this constraint, without making and looking one up at each step.
-        is_softplus = constraint is constraints.softplus_positive
-        return F.softplus(value) if is_softplus else transform_to(constraint)(value)
+        # As an attribute, it would be looked up in the parameter store. But a guide's context has
+        # just put it there.
+        value.unconstrained = weakref.ref(raw)
+        full_name = self._pyro_get_fullname(name)
+        return _param(full_name, value, constraint=constraint, event_dim=event_dim, name=full_name)
+
+
+@effectful(type="param")
+def _param(name: str, value: Tensor, **kwargs: Any) -> Tensor:
+    """Pyro's statement of a parameter, with its value as the initial one."""
+    return value
 
 
 def all_positive(scale: float | Tensor) -> bool:
