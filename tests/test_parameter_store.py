@@ -10,6 +10,7 @@ import pytest
 import torch
 from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, torch_mlp
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList
 from pyro.nn import PyroModule, PyroParam
@@ -221,6 +222,29 @@ def test_local_parameters_of_pyro():
         elbo(x, y).backward()
         assert all(p.grad is not None for p in elbo.parameters())
     assert not len(pyro.get_param_store())
+
+
+@EACH
+def test_parameters_are_statements_for_handlers(kind):
+    x, y = data()
+    (model, guide), _ = pair(kind)
+    guide(x, y)
+    prefix = type(guide).__name__ + "."  # Pyro's name of a guide
+    names = {prefix + name for name, _ in guide.named_pyro_params()}
+    trace = poutine.trace(guide).get_trace(x, y)
+    assert set(trace.param_nodes) == names
+    parameters = dict(guide.named_parameters())
+    store = pyro.get_param_store()
+    for name in names:
+        value = trace.nodes[name]["value"]
+        own = parameters[name.removeprefix(prefix) + "_unconstrained"]
+        assert value.unconstrained() is own
+        torch.testing.assert_close(value, store[name])
+    replaced = {n: torch.full_like(store[n], 7.0) for n in names if n.endswith("bias.loc")}
+    values = poutine.substitute(guide, data=replaced)(x, y)
+    for name in guide:
+        expected = 7.0 if name.endswith("bias") else 0.0
+        assert (values[name].mean() - expected).abs() < 2
 
 
 def test_named_models_keep_their_names():
