@@ -184,12 +184,16 @@ def test_sum_of_squares_in_blocks(size):
     assert sum_of_squares(x) == pytest.approx(x.double().square().sum().item(), rel=2e-6)
 
 
-@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7)])
-def test_products_by_the_other_library(shape, monkeypatch):
-    """Those of large matrices on some processors, here of small ones on any."""
+def use_other_library(monkeypatch):
+    """For products of large matrices on some processors, here of small ones on any."""
     path = "pyro_bnn.estimators._products."
     monkeypatch.setattr(path + "_MIN_SIZE", 0)
     monkeypatch.setattr(path + "_has_faster_products", torch.backends.mkldnn.is_available)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7)])
+def test_products_by_the_other_library(shape, monkeypatch):
+    use_other_library(monkeypatch)
     given = [torch.randn(s, requires_grad=True) for s in (shape, (5, 7), (5,))]
     for bias in (given[2], None):
         inputs = given[: 2 if bias is None else 3]
@@ -243,6 +247,17 @@ def test_repeated_products_have_the_gradients_of_single_ones(has_bias):
 
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_repeated_products_by_the_other_library(has_bias, monkeypatch):
+    use_other_library(monkeypatch)
+    shapes = [(5, 3), (3, 3), (3,)]
+    inputs = [torch.randn(s, requires_grad=True) for s in shapes[: 2 + has_bias]]
+    bias = inputs[2] if has_bias else None
+    losses = [unrolled(f, *inputs[:2], bias) for f in (Repeated(), F.linear)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in losses))
 
 
 def test_repeated_products_forget_passes_that_left_a_weight_out():

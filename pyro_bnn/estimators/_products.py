@@ -21,15 +21,30 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     On a CPU torch multiplies float32 by MKL, which has no AVX-512 kernels for AMD's processors.
     oneDNN, which torch has for other operations, does, and is twice as fast there.
     """
-    if (
-        is_transformed()  # first, since a compiler understands no more of this
-        or weight.numel() * input.numel() <= _MIN_SIZE * input.shape[-1]
-        or not _has_faster_products()
-        or not (input.dtype == weight.dtype == torch.float32 and input.is_cpu)
-        or torch.is_autocast_enabled("cpu")
-    ):
-        return F.linear(input, weight, bias)
-    return _Product.apply(input, weight, bias)
+    function = _Product.apply if _is_faster(input, weight, _MIN_SIZE) else F.linear
+    return function(input, weight, bias)
+
+
+def multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same without a gradient, which pays for smaller products."""
+    function = _one_dnn if _is_faster(input, weight, _MIN_SIZE >> 2) else F.linear
+    return function(input, weight, bias)
+
+
+def _is_faster(input: Tensor, weight: Tensor, min_size: int) -> bool:
+    """Whether oneDNN is."""
+    return (
+        not is_transformed()  # first, since a compiler understands no more of this
+        and weight.numel() * input.numel() > min_size * input.shape[-1]
+        and _has_faster_products()
+        and input.dtype == weight.dtype == torch.float32
+        and input.is_cpu
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _one_dnn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
 @cache
@@ -46,7 +61,7 @@ class _Product(Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         input, weight, bias = args
         ctx.save_for_backward(input, weight)
-        return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+        return _one_dnn(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._autograd import is_transformed
-from ._products import product
+from ._products import multiply, product
 
 Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
 
@@ -23,7 +23,7 @@ class Repeated:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[tuple[int, int], tuple[Any, Tensor, Log]] = {}
+        self._tokens: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         cast = torch.is_autocast_enabled(input.device.type)
@@ -32,29 +32,31 @@ class Repeated:
         key = id(weight), id(bias)
         if key not in self._tokens:
             log: Log = {}
+            token = _Total.apply(weight, bias, log)
+            transposed = weight.detach().t().contiguous()  # once, for the backward of all steps
             # What has been met is kept, so that its id stays its own.
-            self._tokens[key] = (weight, bias), _Total.apply(weight, bias, log), log
-        _, token, log = self._tokens[key]
-        return _Step.apply(input, weight, bias, token, log)
+            self._tokens[key] = (weight, bias), token, log, transposed
+        _, *others = self._tokens[key]
+        return _Step.apply(input, weight, bias, *others)
 
 
 class _Step(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        input, weight, bias, _, ctx.log = args
+        input, weight, bias, _, ctx.log, ctx.transposed = args
         ctx.save_for_backward(input, weight)
-        return F.linear(input, weight, bias)
+        return multiply(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of gradients need all of the graph
             by_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-            return grad @ weight, grad.t() @ input, by_bias, None, None
+            return grad @ weight, grad.t() @ input, by_bias, None, None, None
         # Another pass over the same graph may not ask for this weight, and never fetch its notes.
         notes = ctx.log.setdefault(torch._C._current_graph_task_id(), [])
         notes.append((grad, input))
-        return grad @ weight, None, None, grad.new_zeros(()), None
+        return multiply(grad, ctx.transposed), None, None, grad.new_zeros(()), None, None
 
 
 class _Total(Function):
