@@ -227,7 +227,7 @@ def test_local_parameters_of_pyro():
 @EACH
 def test_parameters_are_statements_for_handlers(kind):
     x, y = data()
-    (model, guide), _ = pair(kind)
+    guide = pair(kind)[0][1]
     guide(x, y)
     prefix = type(guide).__name__ + "."  # Pyro's name of a guide
     names = {prefix + name for name, _ in guide.named_pyro_params()}
