@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...estimators import Flipout
+from ...estimators import Flipout, linear
 from ...posteriors import NormalPosterior, Posterior, RadialPosterior
 from .._variational import VariationalLayer
 from ._base import BaseMixtureLayer_, BaseVariationalLayer_
@@ -28,7 +28,12 @@ class ByRadial:
     posterior = RadialPosterior
 
 
-class LinearArguments(BaseVariationalLayer_):
+class _Linear:
+    def _run(self: Any, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)  # by the faster library
+
+
+class LinearArguments(_Linear, BaseVariationalLayer_):
     def __init__(
         self,
         in_features: int,
@@ -48,7 +53,7 @@ class LinearArguments(BaseVariationalLayer_):
         )
 
 
-class LinearMixtureArguments(BaseMixtureLayer_):
+class LinearMixtureArguments(_Linear, BaseMixtureLayer_):
     def __init__(
         self,
         in_features: int,
