@@ -8,6 +8,8 @@ and flipout need a normal variable for each weight, LRT one for each output; fli
 all products twice. The sum of these parts, each alone and with its data in the cache, is a lower
 limit of what torch's operations can do. Products are those of pyro_bnn, by the faster of torch's
 libraries; "deterministic, torch" has torch's own.
+
+Then come the phases of a step, in the standalone form and in Pyro.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ import torch
 import torch.nn.functional as F
 from contenders import GUIDES
 from measure import Step, interleaved
-from steps import train
+from pyro import poutine
+from pyro.infer import SVI
+from steps import Model, pyro_adam, train
 from torch import Tensor, nn
 from workloads import NUM_DATA, WORKLOADS, Workload
 
 from pyro_bnn.distributions._divergence import sum_of_logs
 from pyro_bnn.estimators._products import product
+from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.posteriors._together import distributions
 
 MLP = next(w for w in WORKLOADS if w.name == "mlp")
@@ -86,20 +91,34 @@ def with_products(net: nn.Module) -> nn.Module:
     return networks.deterministic(net)
 
 
-def phases(workload: Workload, guide: str, runs: int) -> dict[str, float]:
-    """Milliseconds of the phases of our step with fused Adam, repeated alone."""
+class Phases:
+    """The times of the phases of a step that is repeated alone."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.times[name].append(1e3 * (time.perf_counter() - start))
+
+    def show(self, title: str) -> None:
+        """Prints medians; of what is indented, some other phase is the whole."""
+        print(title)
+        found = {name: median(times[len(times) // 5 :]) for name, times in self.times.items()}
+        parts = [ms for name, ms in found.items() if not name.startswith("  ")]
+        for name, ms in [*found.items(), ("sum", sum(parts))]:
+            print(f"  {name:36}{ms:6.2f}")
+
+
+def phases(workload: Workload, guide: str, runs: int) -> Phases:
+    """Of the standalone form with fused Adam."""
     model = networks.standalone(GUIDES[guide], workload.net())
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, fused=True)
     x, y = workload.data("cpu")
-    times: dict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        times[name].append(1e3 * (time.perf_counter() - start))
-
+    phase = Phases()
     for _ in range(runs):
         optimizer.zero_grad()
         with phase("scales, and draws of small weights"):
@@ -115,7 +134,37 @@ def phases(workload: Workload, guide: str, runs: int) -> dict[str, float]:
             loss.backward()
         with phase("Adam"):
             optimizer.step()
-    return {name: median(found[runs // 5 :]) for name, found in times.items()}
+    return phase
+
+
+def pyro_phases(workload: Workload, guide: str, runs: int) -> Phases:
+    """Of the ELBO module with fused Adam, and of `SVI.step` with Pyro's optimizer."""
+    x, y = workload.data("cpu")
+    model = Model(networks.bayesian(workload.net()), workload)
+    posterior = GUIDES[guide](model)
+    elbo = TraceKL_ELBO()
+    module, svi = elbo(model, posterior), SVI(model, posterior, pyro_adam(), elbo)
+    svi.step(x, y)
+    parameters = list(module.parameters())
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    phase = Phases()
+    for _ in range(runs):
+        optimizer.zero_grad()
+        with phase("  guide, traced"):
+            trace = poutine.trace(posterior).get_trace(x, y)
+        with phase("  model, replayed and traced"):
+            poutine.trace(poutine.replay(model, trace=trace)).get_trace(x, y)
+        with phase("loss, with guide and model"):
+            loss = module(x, y)
+        with phase("backward"):
+            loss.backward()
+        with phase("Adam"):
+            optimizer.step()
+        with phase("  pyro.optim.Adam"):
+            svi.optim(parameters)
+        with phase("  SVI.step"):
+            svi.step(x, y)
+    return phase
 
 
 def adam(tensors: list[Tensor]) -> Step:
@@ -149,10 +198,9 @@ def main() -> None:
         figures = (limit, ours, peer, limit / peer, ours / peer)
         print(f"{name:22}" + "".join(f"{x:12.2f}" for x in figures))
     for name in PARTS:
-        print(f"Phases of {name}, fused Adam")
-        found = phases(MLP, name, 5 * args.runs)
-        for part, milliseconds in [*found.items(), ("sum", sum(found.values()))]:
-            print(f"  {part:36}{milliseconds:6.2f}")
+        runs = 5 * args.runs
+        phases(MLP, name, runs).show(f"Phases of {name}, standalone, fused Adam")
+        pyro_phases(MLP, name, runs).show(f"Phases of {name}, ELBO module, fused Adam")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def interleaved(
 ) -> dict[str, Times]:
     """The times of steps, by name: run i of each is before run i + 1 of any.
 
-    Each step has a parameter store of its own in Pyro, since names of parameters repeat.
+    A run is two steps, of which the second is timed: as in training, a step finds its own code and
+    data in the caches, not those of another library. Each step has a parameter store of its own in
+    Pyro, since names of parameters repeat.
 
     Args:
         steps: what to measure.
@@ -51,6 +53,7 @@ def interleaved(
         times = {}
         for name, step in steps.items():
             with pyro.get_param_store().scope(stores[name]):
+                step()
                 times[name] = _milliseconds(step)
         return times
 
@@ -58,7 +61,7 @@ def interleaved(
     if not steps:
         return {}
     if runs is None:
-        affordable = int(1e3 * seconds / sum(warm_up[-1].values()))
+        affordable = int(0.5e3 * seconds / sum(warm_up[-1].values()))
         runs = min(max(affordable, MIN_RUNS), MAX_RUNS) | 1
     rounds = [run() for _ in range(runs)]
     return {name: _summary([times[name] for times in rounds]) for name in steps}

@@ -60,7 +60,7 @@ def train_svi(
 ) -> Step:
     x, y = workload.data(device)
     model = Model(network(workload.net()), workload).to(device)
-    svi = SVI(model, guide(model).to(device), _pyro_adam(), elbo)
+    svi = SVI(model, guide(model).to(device), pyro_adam(), elbo)
     return partial(svi.step, x, y)
 
 
@@ -73,7 +73,7 @@ def train_tyxe(posterior: str, workload: Workload, device: str) -> Step:
     prior = tyxe.priors.IIDPrior(dist.Normal(zero, one), hide_module_types=(nn.BatchNorm2d,))
     likelihood = tyxe.likelihoods.Categorical(NUM_DATA)
     bnn = tyxe.VariationalBNN(workload.net().to(device), prior, likelihood, tyxe.guides.AutoNormal)
-    svi = SVI(bnn.model, bnn.guide, _pyro_adam(), TraceMeanField_ELBO())
+    svi = SVI(bnn.model, bnn.guide, pyro_adam(), TraceMeanField_ELBO())
     estimator = {
         "reparameterization": contextlib.nullcontext,
         "LRT": tyxe.poutine.local_reparameterization,
@@ -128,7 +128,7 @@ class Model(PyroModule):
             pyro.sample("y", likelihood, obs=y)
 
 
-def _pyro_adam() -> Any:
+def pyro_adam() -> Any:
     return pyro.optim.Adam({"lr": 1e-3})  # type: ignore[attr-defined]
 
 
