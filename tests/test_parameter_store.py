@@ -190,6 +190,26 @@ def test_lists_of_guides(kind):
     assert moved(second, state(other_model, other_guide)) == set(second)
 
 
+@EACH
+def test_guide_inside_a_module(kind):
+    class Outer(PyroModule):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, y=None):
+            return self.inner(x, y)
+
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = Outer(kind.make(model))
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
+    svi.step(x, y)
+    before = state(model, guide)
+    svi.step(x, y)
+    assert moved(before, state(model, guide)) == {n for n in before if n.startswith("guide")}
+
+
 def test_frozen_parameters_stay_frozen():
     x, y = data()
     model = Deterministic()

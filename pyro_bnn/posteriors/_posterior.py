@@ -15,6 +15,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import transform_to
 
+from .._parameter_store import OwnParameters
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
 
@@ -168,6 +169,9 @@ class Posterior(PyroModule):
 
     def _read(self, name: str) -> Tensor:
         """A constrained parameter; a Pyro parameter only where Pyro is at work."""
+        context = self._pyro_context
+        if context.active and not isinstance(context, OwnParameters):  # part of another module
+            return getattr(self, name)
         constraint, event_dim = self._pyro_params[name]
         raw: Any = self._parameters[name + "_unconstrained"]
         if constraint is constraints.real:
@@ -176,10 +180,9 @@ class Posterior(PyroModule):
             value = F.softplus(raw)  # its transform, without making and looking one up
         else:
             value = transform_to(constraint)(raw)
-        if not self._pyro_context.active:
+        if not context.active:
             return value
-        # As an attribute, it would be looked up in the parameter store. But a guide's context has
-        # just put it there.
+        # An attribute would be looked up in the parameter store, where the context has just put it.
         value.unconstrained = weakref.ref(raw)
         full_name = self._pyro_get_fullname(name)
         return _param(full_name, value, constraint=constraint, event_dim=event_dim, name=full_name)
