@@ -15,7 +15,7 @@ from .._autograd import is_transformed
 
 # Above this size, gradients of means and scales are not in memory at the same time.
 _MAX_TOGETHER = 1 << 20
-_MIN_PRODUCTS = 1 << 9
+_MIN_PRODUCTS = 1 << 12  # below, to call costs more than logarithms
 _BLOCK = 1 << 18  # a longer dot product loses digits on a CPU
 
 
@@ -89,10 +89,10 @@ def _divergence(
         ratio = scale if is_scalar else scale / prior_scale
         squares = squares + share * sum_of_squares(ratio)
         total = total - sum_of_logs(ratio)
-        if is_scalar:
-            total = total + scale.numel() * _number(prior_scale.log())
     if is_scalar:
-        squares = squares * _number(prior_scale.square().reciprocal())
+        log, precision = _log_and_precision(prior_scale)
+        squares = squares * precision
+        total = total if scale is None else total + scale.numel() * log
     total = total + 0.5 * squares
     if isinstance(total, Tensor):
         return total
@@ -131,6 +131,13 @@ def _number(x: Tensor) -> Any:
     return x.item() if x.is_cpu and not is_transformed() else x
 
 
+def _log_and_precision(scale: Tensor) -> tuple[Any, Any]:
+    number = _number(scale)
+    if isinstance(number, float) and number > 1e-100:
+        return math.log(number), number**-2
+    return scale.log(), scale.square().reciprocal()
+
+
 def _centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
     """``loc - prior_loc``, which most often is ``loc``."""
     if prior_loc.dim() or not prior_loc.is_cpu or prior_loc.requires_grad or is_transformed():
@@ -156,7 +163,8 @@ class _Divergence(Function):
         if loc is not None:
             by_loc = _centered(loc, prior_loc) * weight
         if scale is not None:
-            by_scale = (scale * (ctx.share * weight)).addcdiv_(grad, scale, value=-1)
+            by_scale = scale * (weight if ctx.share == 1 else ctx.share * weight)
+            by_scale = by_scale.addcdiv_(grad, scale, value=-1)
         if wants_prior_loc and by_loc is not None:
             by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
         if wants_prior_scale:

@@ -35,22 +35,23 @@ def total_kl(sites: Iterable[tuple[Distribution, Distribution, Callable[[], Tens
 
     Args:
         sites: posterior and prior of each, and a function that returns the divergence as a scalar
-            where the two are no small Normals.
+            where the two are no Normals.
     """
     small, terms = [], []
     for q, p, divergence in sites:
-        pair = small_normals(q, p)
+        pair = normals(q, p)
         if pair is None:
             terms.append(divergence())
-        else:
+        elif is_small(pair):
             small.append(pair)
+        else:
+            terms.append(normal_kl(*pair))
     return add_up([*terms, *joint_kl(small)])
 
 
-def small_normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
-    """The Normals of a site that are small enough for :func:`joint_kl`, or None."""
-    pair = normals(q, p)
-    return pair if pair is not None and pair[0].loc.numel() <= MAX_SIZE else None
+def is_small(pair: tuple[Any, Any]) -> bool:
+    """Whether a pair of Normals is one for :func:`joint_kl`."""
+    return pair[0].loc.numel() <= MAX_SIZE
 
 
 def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:

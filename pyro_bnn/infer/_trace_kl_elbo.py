@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .._validation import nan_arguments
-from ._kl import add_up, analytic_kl, joint_kl, small_normals
+from ..distributions._divergence import normal_kl
+from ..estimators._estimator import normals
+from ._kl import add_up, analytic_kl, is_small, joint_kl
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
@@ -132,11 +134,14 @@ def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
         # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
         if not alike or not q.has_rsample or isinstance(q, Delta):
             continue
-        pair = small_normals(q, p) if mask is None and isinstance(scale, (int, float)) else None
-        if pair is not None:
+        pair = normals(q, p)
+        if pair is None:
+            kl = analytic_kl(q, p)
+        elif is_small(pair) and mask is None and isinstance(scale, (int, float)):
             small[scale].append((model_site, guide_site, pair))
             continue
-        kl = analytic_kl(q, p)
+        else:
+            kl = normal_kl(*pair)
         if kl is not None:
             log_prob = -scale_and_mask(kl.expand(q.batch_shape), scale, mask)
             _fill_in(model_site, guide_site, log_prob, torch.zeros_like(log_prob))
