@@ -16,6 +16,16 @@ def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def owns(result: Tensor, *added: Tensor) -> bool:
+    """Whether noise may be added in place, to a result of an operation that has no use for it."""
+    return not (
+        is_transformed()
+        or result._is_view()
+        or (result.is_leaf and result.requires_grad)
+        or any(t.shape != result.shape or t.dtype != result.dtype for t in added)
+    )
+
+
 def square(x: Tensor) -> Tensor:
     """``x.square()``, whose backward goes over ``x`` once less than torch's."""
     is_plain = x.numel() < _MIN_SIZE or not x.requires_grad or is_transformed()

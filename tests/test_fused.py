@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
-from pyro_bnn._autograd import square
+from pyro_bnn._autograd import owns, square
 from pyro_bnn.distributions import mixture_kl_bound
 from pyro_bnn.distributions._divergence import (
     gaussian_divergence,
@@ -116,6 +116,10 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     torch.testing.assert_close(
         _with_noise(mean, noise, variance), (mean + noise * variance.sqrt(), variance.sqrt())
     )
+    for check in (gradcheck, gradgradcheck):  # in place, since nobody else has this mean
+        assert check(lambda m, v: _with_noise(1 * m, noise, v), [mean, variance])
+    own = 1 * mean
+    assert _with_noise(own, noise, variance)[0].data_ptr() == own.data_ptr()
     inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
     for tensor in (inputs, scales):
         tensor.requires_grad_()
@@ -124,6 +128,13 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     assert output.abs().max() < 1e-18
     for grad in torch.autograd.grad(1e6 * output.sum(), [inputs, scales]):
         assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_noise_is_added_in_place_only_to_what_is_like_it():
+    x = torch.randn(4, 3)
+    assert owns(x * 1, x, x)
+    for result in (x.view(4, 3), x[:3].clone(), x.double(), x.clone().requires_grad_()):
+        assert not owns(result, x)
 
 
 @pytest.mark.parametrize("is_rho", [False, True])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from .._autograd import is_transformed
+from .._autograd import is_transformed, owns
 from ..distributions import Radial
 from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
@@ -195,7 +195,8 @@ class FlipoutSample(Sample):
         size = self.shape[-map.weight_dim :][map.sides[0]]
         s = self.signs(num_examples, side_out, size, self.loc)
         s = map.align_signs(s, noise, axis).to(noise.dtype)
-        output = torch.addcmul(output, noise, s)
+        add = Tensor.addcmul_ if owns(output, noise) else torch.addcmul
+        output = add(output, noise, s)
         if sample is not None and fused is None:
             output = output + sample.bias_noise(map, input, output, samples)
         return output

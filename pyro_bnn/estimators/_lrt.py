@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
-from .._autograd import is_transformed, square
+from .._autograd import is_transformed, owns, square
 from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
@@ -207,16 +207,20 @@ class _WithNoise(Function):
         ctx.set_materialize_grads(False)
         ctx.mean_shape = mean.shape
         ctx.save_for_backward(noise, root)
+        if owns(mean, root, noise):
+            ctx.mark_dirty(mean)
+            return mean.addcmul_(root, noise), root
         return torch.addcmul(mean, root, noise), root
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         noise, root = ctx.saved_tensors
         by_output, by_root = grads
-        by_mean = total = None
+        by_mean = by_variance = None
         if by_output is not None:
             by_mean = by_output.sum_to_size(ctx.mean_shape)
-            total = (by_output * noise).sum_to_size(root.shape)
+            by_variance = (by_output * noise).sum_to_size(root.shape).div_(root).mul_(0.5)
         if by_root is not None:
-            total = by_root if total is None else total + by_root
-        return by_mean, None, None if total is None else (total / root).mul_(0.5)
+            own = (by_root / root).mul_(0.5)
+            by_variance = own if by_variance is None else by_variance.add_(own)
+        return by_mean, None, by_variance
