@@ -30,8 +30,8 @@ class NormalMixture(dist.MixtureSameFamily):
 
     :meth:`rsample` draws by ancestral sampling and differentiates implicitly, through the
     cumulative distribution function :math:`F`: :math:`\partial w / \partial\theta =
-    -\,\partial_\theta F(w; \theta) / q(w)`. Weights, means and scales all get exact gradients. These
-    derivatives are constants to a second differentiation, which draws do not support.
+    -\,\partial_\theta F(w; \theta) / q(w)`. Weights, means and scales all get exact gradients, of
+    first order only: a second differentiation takes them for constants.
 
     Args:
         probs: weights :math:`\pi_k \ge 0`, shape ``batch_shape + (K,)``; normalized to sum to 1.
