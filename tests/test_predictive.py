@@ -12,8 +12,10 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_bnn import bayesianize
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
 from pyro_bnn.infer import Predictive
+from pyro_bnn.infer._predictive import _Work
 from pyro_bnn.nn import BayesianLinear
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
@@ -247,3 +249,22 @@ def test_rejects():
 
     with pytest.raises(TypeError, match="_RETURN"):
         Predictive(Pair(), num_samples=3, return_sites=["_RETURN"])(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "small", "large"),
+    [
+        (nn.Conv2d(1, 8, 3, padding=1), (2, 1, 16, 16), (33, 1, 16, 16)),
+        (nn.LSTM(2, 8), (5, 3, 2), (64, 17, 2)),
+        (nn.Linear(300, 300), (1, 300), (50, 300)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_loops_where_that_was_measured_to_be_faster(layer, small, large, monkeypatch):
+    path = "pyro_bnn.estimators._products._has_faster_products"
+    monkeypatch.setattr(path, torch.backends.mkldnn.is_available)
+    net = bayesianize(layer)
+    for shape, expected in ((small, False), (large, True)):
+        with _Work() as work, torch.no_grad():
+            net(torch.randn(shape))
+        assert work.is_faster_in_a_loop == expected

@@ -12,6 +12,8 @@ from torch.autograd import Function
 
 from .._autograd import is_transformed
 
+#: Torch's function, where it has been built with that library.
+ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _MIN_SIZE = 1 << 22  # multiplications below which to call costs more than the product gains
 
 
@@ -44,7 +46,7 @@ def _is_faster(input: Tensor, weight: Tensor, min_size: int) -> bool:
 
 
 def _one_dnn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return ONE_DNN(input, weight, bias, "none", [], "")
 
 
 @cache

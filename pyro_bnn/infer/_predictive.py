@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -16,14 +17,18 @@ from torch.overrides import TorchFunctionMode
 
 from ..estimators._draw import RECURRENT, plain, recurrent
 from ..estimators._maps import CONVOLUTIONS
+from ..estimators._products import ONE_DNN
 from ..guides import AutoPosterior
 
 _PLATE = "_num_predictive_samples"
 _MAX_ELEMENTS = 2**22  # of a chunk's weights and largest activation, some ten megabytes
-# Convolutions and recurrent networks with larger activations than this leave a CPU no time to
-# spare for vectorisation to save: benchmarks/predictive.py measures where they break even.
-_MAX_VECTORIZED_ACTIVATION = 2**15
-_KERNELS = {*CONVOLUTIONS, *RECURRENT}
+# Networks with larger activations (or weights) than these leave a CPU no time to spare for
+# vectorisation to save, which would also take products from the faster library:
+# benchmarks/predictive.py measures where they break even.
+_MAX_VECTORIZED: dict[Any, int] = {
+    **dict.fromkeys((*CONVOLUTIONS, ONE_DNN), 2**16),
+    **dict.fromkeys(RECURRENT, 2**13),
+}
 
 
 class Predictive(pyro.infer.Predictive):
@@ -42,10 +47,10 @@ class Predictive(pyro.infer.Predictive):
         num_samples: number of samples, if they are not given.
         return_sites: sites to return, ``"_RETURN"`` for what the model returns; by default those
             that are not in ``posterior_samples``, or all with a guide.
-        parallel: whether to vectorise. By default, where that is faster (everywhere but for large
-            convolutions and recurrent networks on a CPU) and possible (``torch.vmap`` cannot run
-            a model that looks at values of tensors, or changes its own buffers, as batch
-            normalisation does in training).
+        parallel: whether to vectorise. By default, where that is faster (everywhere but on a CPU
+            for large convolutions, recurrent networks and products by oneDNN) and possible
+            (``torch.vmap`` cannot run a model that looks at values of tensors, or changes its own
+            buffers, as batch normalisation does in training).
         chunk_size: how many samples to run at once; by default as many as fit in a memory of the
             order of ten megabytes.
 
@@ -196,12 +201,12 @@ class _Batched(TorchFunctionMode):
 
 
 class _Work(TorchFunctionMode):
-    """Watches a run: its largest tensor, and whether kernels of a CPU do most of the work."""
+    """Watches a run: its largest tensor, and the limit above which kernels of a CPU do the work."""
 
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
-        self.has_kernels = False
+        self.limit = math.inf
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -210,12 +215,13 @@ class _Work(TorchFunctionMode):
         output = result[0] if func in RECURRENT else result
         if isinstance(output, Tensor):
             self.largest = max(self.largest, output.numel())
-            self.has_kernels |= func in _KERNELS and output.device.type == "cpu"
+            if output.is_cpu and func in _MAX_VECTORIZED:
+                self.limit = min(self.limit, _MAX_VECTORIZED[func])
         return result
 
     @property
     def is_faster_in_a_loop(self) -> bool:
-        return self.has_kernels and self.largest > _MAX_VECTORIZED_ACTIVATION
+        return self.largest > self.limit
 
 
 def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
