@@ -3,8 +3,8 @@
     python benchmarks/predictive.py
 
 Prints the time of a call in milliseconds and its ratio to the loop: the median of some runs, which
-alternate. Networks whose activations or weights are larger than in `_MAX_VECTORIZED` in
-pyro_bnn/infer/_predictive.py are looped by default.
+alternate. Networks whose activations or weights are larger than `_MAX_VECTORIZED` in
+pyro_bnn/infer/_predictive.py, or `_MAX_VECTORIZED_RECURRENT`, are looped by default.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def recurrent(hidden: int) -> nn.Module:
 
 def cases() -> Iterator[tuple[str, nn.Module, Tensor, int]]:
     yield "MLP 8-50-50-1, 100 rows", mlp(8, 50, 50, 1), torch.randn(100, 8), 1000
+    yield "MLP 8-50-50-1, 1000 rows", mlp(8, 50, 50, 1), torch.randn(1000, 8), 50
+    yield "MLP 8-50-50-1, 2000 rows", mlp(8, 50, 50, 1), torch.randn(2000, 8), 50
     yield "MLP 100-400-400-10, 128 rows", mlp(100, 400, 400, 10), torch.randn(128, 100), 50
     for channels, size, rows in ((4, 8, 16), (8, 16, 16), (8, 16, 32), (8, 28, 16), (16, 28, 64)):
         name = f"convolutions, {channels} channels, {rows} images {size}x{size}"

@@ -8,10 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
+from pyro_bnn import bayesianize
 from pyro_bnn._autograd import owns, square
+from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import mixture_kl_bound
 from pyro_bnn.distributions._divergence import (
     gaussian_divergence,
@@ -20,12 +23,14 @@ from pyro_bnn.distributions._divergence import (
     sum_of_squares,
     trusted_normal,
 )
-from pyro_bnn.distributions._joint import Joint, as_one
+from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
 from pyro_bnn.estimators._flipout import random_signs
 from pyro_bnn.estimators._lrt import _with_noise
 from pyro_bnn.estimators._products import _Product, product
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
 from pyro_bnn.estimators._repeated import Repeated
+from pyro_bnn.guides import AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.posteriors import MixturePosterior
 from pyro_bnn.priors import ScaleMixture
 
@@ -118,6 +123,8 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     )
     for check in (gradcheck, gradgradcheck):  # in place, since nobody else has this mean
         assert check(lambda m, v: _with_noise(1 * m, noise, v), [mean, variance])
+    product_of_both = lambda m, v: math.prod(_with_noise(m, noise, v))
+    assert gradcheck(product_of_both, [mean, variance])
     own = 1 * mean
     assert _with_noise(own, noise, variance)[0].data_ptr() == own.data_ptr()
     inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
@@ -180,13 +187,15 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
     assert not others.any()
 
 
-@pytest.mark.parametrize("size", [3, 4099])
+@pytest.mark.parametrize("size", [3, 40_003])
 @pytest.mark.parametrize("scale", [1e-38, 1e-12, 4e-6, 0.1, 1e38])
 def test_sum_of_logs_where_products_leave_the_range_of_the_format(size, scale):
     x = scale * (torch.rand(size) + 1)
     assert sum_of_logs(x) == pytest.approx(x.double().log().sum().item(), rel=1e-6)
     assert sum_of_logs(torch.cat([x, torch.zeros(1)])) == -torch.inf
     assert math.isnan(sum_of_logs(torch.cat([torch.full((1,), torch.nan), x])))
+    same = torch.full((size,), scale)  # whose products are all rounded to the same side
+    assert sum_of_logs(same) == pytest.approx(same.double().log().sum().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("size", [0, 3, 1 << 20])
@@ -321,3 +330,20 @@ def test_square_has_the_gradients_of_its_formula():
     inputs = doubles((3, 2))
     assert gradcheck(square, inputs)
     assert gradgradcheck(square, inputs)
+
+
+def test_divergence_of_small_and_large_weights_together():
+    torch.manual_seed(0)
+    net = bayesianize(nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 3), nn.Linear(3, 3)))
+    guide = AutoReparameterization(net)
+    x = torch.zeros(2, 100)
+    guide(x)
+    priors = {name: site["fn"] for name, site in guide.prototype_trace.iter_stochastic_nodes()}
+    expected = sum(
+        kl_divergence(Normal(q.loc, q.scale), p.base_dist).sum().item()
+        for q, p in ((guide[name], priors[name]) for name in guide)
+    )
+    assert max(guide[name].loc.numel() for name in guide) > MAX_SIZE
+    _, kl = Standalone(net, guide)(x)
+    assert kl.item() == pytest.approx(expected, rel=1e-5)
+    assert TraceKL_ELBO()(net, guide)(x).item() == pytest.approx(expected, rel=1e-5)

@@ -12,8 +12,6 @@ from torch.autograd import Function
 
 from .._autograd import is_transformed
 
-#: Torch's function, where it has been built with that library.
-ONE_DNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _MIN_SIZE = 1 << 22  # multiplications below which to call costs more than the product gains
 
 
@@ -33,6 +31,12 @@ def multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return function(input, weight, bias)
 
 
+def transposed(input: Tensor, weight: Tensor) -> Tensor:
+    """The transposed weight, in memory as suits many products with gradients for such an input."""
+    is_faster = _is_faster(input, weight, _MIN_SIZE >> 2)
+    return weight.t().contiguous() if is_faster else weight.t()
+
+
 def _is_faster(input: Tensor, weight: Tensor, min_size: int) -> bool:
     """Whether oneDNN is."""
     return (
@@ -46,7 +50,7 @@ def _is_faster(input: Tensor, weight: Tensor, min_size: int) -> bool:
 
 
 def _one_dnn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return ONE_DNN(input, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._autograd import is_transformed
-from ._products import multiply, product
+from ._products import multiply, product, transposed
 
 Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
 
@@ -33,9 +33,9 @@ class Repeated:
         if key not in self._tokens:
             log: Log = {}
             token = _Total.apply(weight, bias, log)
-            transposed = weight.detach().t().contiguous()  # once, for the backward of all steps
-            # What has been met is kept, so that its id stays its own.
-            self._tokens[key] = (weight, bias), token, log, transposed
+            # Transposed once, for the backward of all steps. What has been met is kept, so that its
+            # id stays its own.
+            self._tokens[key] = (weight, bias), token, log, transposed(input, weight.detach())
         _, *others = self._tokens[key]
         return _Step.apply(input, weight, bias, *others)
 

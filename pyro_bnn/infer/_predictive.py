@@ -16,19 +16,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..estimators._draw import RECURRENT, plain, recurrent
-from ..estimators._maps import CONVOLUTIONS
-from ..estimators._products import ONE_DNN
 from ..guides import AutoPosterior
 
 _PLATE = "_num_predictive_samples"
 _MAX_ELEMENTS = 2**22  # of a chunk's weights and largest activation, some ten megabytes
-# Networks with larger activations (or weights) than these leave a CPU no time to spare for
-# vectorisation to save, which would also take products from the faster library:
-# benchmarks/predictive.py measures where they break even.
-_MAX_VECTORIZED: dict[Any, int] = {
-    **dict.fromkeys((*CONVOLUTIONS, ONE_DNN), 2**16),
-    **dict.fromkeys(RECURRENT, 2**13),
-}
+# Networks with larger activations or weights leave a CPU no time to spare for vectorisation to
+# save, recurrent ones sooner: benchmarks/predictive.py measures where they break even.
+_MAX_VECTORIZED, _MAX_VECTORIZED_RECURRENT = 2**15, 2**13
 
 
 class Predictive(pyro.infer.Predictive):
@@ -48,9 +42,8 @@ class Predictive(pyro.infer.Predictive):
         return_sites: sites to return, ``"_RETURN"`` for what the model returns; by default those
             that are not in ``posterior_samples``, or all with a guide.
         parallel: whether to vectorise. By default, where that is faster (everywhere but on a CPU
-            for large convolutions, recurrent networks and products by oneDNN) and possible
-            (``torch.vmap`` cannot run a model that looks at values of tensors, or changes its own
-            buffers, as batch normalisation does in training).
+            for large networks) and possible (``torch.vmap`` cannot run a model that looks at values
+            of tensors, or changes its own buffers, as batch normalisation does in training).
         chunk_size: how many samples to run at once; by default as many as fit in a memory of the
             order of ten megabytes.
 
@@ -201,7 +194,7 @@ class _Batched(TorchFunctionMode):
 
 
 class _Work(TorchFunctionMode):
-    """Watches a run: its largest tensor, and the limit above which kernels of a CPU do the work."""
+    """Watches a run: its largest tensor, and the limit above which a CPU has no time to spare."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,8 +208,9 @@ class _Work(TorchFunctionMode):
         output = result[0] if func in RECURRENT else result
         if isinstance(output, Tensor):
             self.largest = max(self.largest, output.numel())
-            if output.is_cpu and func in _MAX_VECTORIZED:
-                self.limit = min(self.limit, _MAX_VECTORIZED[func])
+            if output.is_cpu:
+                own = _MAX_VECTORIZED_RECURRENT if func in RECURRENT else _MAX_VECTORIZED
+                self.limit = min(self.limit, own)
         return result
 
     @property
