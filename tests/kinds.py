@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_bnn import priors
-from pyro_bnn.distributions import NormalMixture, Radial
+from pyro_bnn.distributions import HierarchicalNormal, NormalMixture, Radial
 from pyro_bnn.guides import (
     AutoFlipout,
     AutoLRT,
@@ -186,6 +186,7 @@ PRIORS = {
     "FanInNormal": priors.FanInNormal(math.sqrt(2)),
     "ScaleMixture": priors.ScaleMixture(0.4, 1.0, 0.1),
     "Laplace": priors.Laplace(0.0, 0.7),
+    "HierarchicalNormal": priors.HierarchicalNormal("input", concentration=8.0, rate=3.5),
 }
 
 DISTRIBUTIONS = {
@@ -199,4 +200,7 @@ DISTRIBUTIONS = {
         torch.tensor([[-1.0, 1.0], [0.0, 0.2]], dtype=dtype),
         torch.tensor([[0.5, 0.3], [1.0, 0.1]], dtype=dtype),
     ),
+    "HierarchicalNormal": lambda dtype: HierarchicalNormal(
+        (2, 3), *torch.tensor([8.0, 3.5, 0.3], dtype=dtype), group_dims=(1,)
+    ).expand((2,)),
 }

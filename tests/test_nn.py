@@ -79,6 +79,7 @@ def test_moments_of_priors(prior):
         "FanInNormal": 0.5,
         "ScaleMixture": 0.4 + 0.6 * 0.01,
         "Laplace": 2 * 0.49,
+        "HierarchicalNormal": 0.5,
     }[prior]
     torch.testing.assert_close(fn.variance, torch.full((3, 4), variance))
     assert within((samples - fn.mean).square(), variance)

@@ -66,6 +66,7 @@ def test_says_why_a_parameter_has_no_prior():
         ("FanInNormal", "Normal(0, 0.816)"),
         ("ScaleMixture", "NormalMixture"),
         ("Laplace", "Laplace(0, 0.7)"),
+        ("HierarchicalNormal", "HierarchicalNormal(0, 8, 3.5)"),
     ],
 )
 def test_priors(prior, text):

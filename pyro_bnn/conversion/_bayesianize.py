@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.parameter import is_lazy
 
+from .._axes import Axes
 from .._parameter_store import own_parameters
 from ..guides import AutoPosterior
 from ..nn import BayesianEmbedding
@@ -164,7 +165,8 @@ def _prior(weight: Weight, given: Any) -> Prior:
     sized = _tensor(module, key.replace("bias", "weight"))
     fan_in = bayesian_class(type(module))._fan_in(module, like if sized is None else sized)
     argument = "bias_prior" if weight.is_bias else "prior"
-    new = Prior(given, like, fan_in, argument, None if initial is None else initial.clone())
+    initial = None if initial is None else initial.clone()
+    new = Prior(given, like, fan_in, argument, initial, Axes.of(module, key, like.shape))
     looked_up = {isinstance(m, nn.Embedding) for _, m, _ in weight.places}
     new.meets_both_sides = len(looked_up) > 1
     return new

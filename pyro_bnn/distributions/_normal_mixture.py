@@ -242,17 +242,11 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
     return _bound(*normal_components(q, dims), *normal_components(p, dims))
 
 
-def _bound(
-    log_weight: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    prior_log_weight: Tensor,
-    prior_loc: Tensor,
-    prior_scale: Tensor,
-) -> Tensor:
+def _bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: Tensor) -> Tensor:
+    r"""The bound of each entry; without a prior, that on :math:`\log\sqrt{2\pi} - H(q)`."""
     log_weights, locs, scales = (t.unbind(0) for t in (log_weight, loc, scale))
     variances = [s.square() for s in scales]
-    priors = (map(unexpanded, t) for t in (prior_log_weight, prior_loc, prior_scale))
+    priors = [map(unexpanded, t) for t in prior_parts]
     prior = [(w - s.log(), m, 0.5 / s.square()) for w, m, s in zip(*priors, strict=True)]
 
     # A component overlaps with itself by 1, and with another as that one does with it.
@@ -269,8 +263,10 @@ def _bound(
     bounds = []
     for a, own in enumerate(log_weights):
         # Both entropies carry half a log(2 pi), which cancels.
-        expected = [c - p * ((locs[a] - m).square() + variances[a]) for c, m, p in prior]
-        gain = _log_sum(overlaps[a]) - _log_sum(expected) - scales[a].log() - 0.5
+        gain = _log_sum(overlaps[a]) - scales[a].log() - 0.5
+        if prior:
+            expected = [c - p * ((locs[a] - m).square() + variances[a]) for c, m, p in prior]
+            gain = gain - _log_sum(expected)
         bounds.append(own.exp() * gain)
     return sum(bounds[1:], bounds[0])
 
@@ -286,7 +282,20 @@ def _log_sum(x: Tensor | Sequence[Tensor]) -> Tensor:
 
 def summed_mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
     """The sum of :func:`mixture_kl_bound` over all entries of two distributions of equal shape."""
-    own, others = normal_components(q), normal_components(p)
+    return _summed(normal_components(q), normal_components(p))
+
+
+def mixture_entropy_bound(q: Distribution) -> Tensor:
+    """The lower bound on the entropy of each entry that :func:`mixture_kl_bound` is made of."""
+    return _HALF_LOG_2_PI - _bound(*normal_components(q))
+
+
+def summed_mixture_entropy_bound(q: Distribution) -> Tensor:
+    """The sum of :func:`mixture_entropy_bound` over all entries."""
+    return _HALF_LOG_2_PI * q.batch_shape.numel() - _summed(normal_components(q), [])
+
+
+def _summed(own: list[Tensor], others: list[Tensor]) -> Tensor:
     is_small = own[1][0].numel() <= _BLOCK
     if is_small or is_transformed() or any(t.requires_grad for t in others):
         return _bound(*own, *others).sum()
@@ -322,7 +331,8 @@ class _SummedBound(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = zip(ctx.saved_tensors, ctx.shapes, strict=True)
-        return *((g * grad).view(shape) for g, shape in grads), None, None, None
+        others = (None,) * (len(ctx.needs_input_grad) - 3)
+        return *((g * grad).view(shape) for g, shape in grads), *others
 
 
 register_kl(Normal, MixtureSameFamily)(mixture_kl_bound)

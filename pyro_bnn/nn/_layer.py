@@ -10,6 +10,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .._axes import Axes
 from ..estimators._draw import SharedSample, draw
 from ..priors import Normal
 from ._prior import Prior, Rule
@@ -67,7 +68,8 @@ class BayesianLayer:
                 rule = DEFAULT_BIAS_PRIOR if is_bias else DEFAULT_PRIOR
             weight = parameters[name.replace("bias", "weight")]
             argument = "bias_prior" if is_bias else "prior"
-            made[name] = Prior(rule, parameter, self._fan_in(weight), argument)
+            axes = Axes.of(self, name, parameter.shape)
+            made[name] = Prior(rule, parameter, self._fan_in(weight), argument, axes=axes)
         for name in parameters:
             setattr(self, name + "_prior", made[name])
             setattr(self, name, PyroSample(SitePrior(name + "_prior")))

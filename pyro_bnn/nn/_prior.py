@@ -13,6 +13,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from .._axes import Axes
+
 Rule = Callable[[torch.Size, int], Distribution]
 Path = tuple[str | int, ...]
 
@@ -21,7 +23,7 @@ class Prior(PyroModule):
     """The prior of one weight tensor, one event of the weight's shape.
 
     The tensors of the given distribution, however deep inside, become buffers (those that are
-    ``learnable``, positive parameters), so that they move, convert and are saved with the layer.
+    ``learnable``, parameters), so that they move, convert and are saved with the layer.
 
     Args:
         prior: a distribution that broadcasts to the weight, or a rule that makes one.
@@ -29,6 +31,8 @@ class Prior(PyroModule):
         fan_in: number of inputs of the weight, for rules.
         name: what errors call the argument.
         initial: where posteriors start by default, the value that a converted network had.
+        axes: which dimensions of the weight count its inputs and its outputs, for rules with a
+            method ``by_axes``; by default, those of a linear layer.
 
     Attributes:
         meets_both_sides: whether the weight is used both as it is and transposed, as that of an
@@ -48,13 +52,18 @@ class Prior(PyroModule):
         fan_in: int,
         name: str,
         initial: Tensor | None = None,
+        axes: Axes | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("initial", initial, persistent=False)
         self.meets_both_sides = False
         made = prior
         if not isinstance(prior, Distribution) and callable(prior):
-            made = prior(weight.shape, fan_in)
+            by_axes = getattr(prior, "by_axes", None)
+            if by_axes is None:
+                made = prior(weight.shape, fan_in)
+            else:
+                made = by_axes(weight.shape, Axes.of_shape(weight.shape) if axes is None else axes)
         if not isinstance(made, Distribution):
             raise TypeError(
                 f"`{name}` (={prior!r}) must be a distribution, or a rule such as "
@@ -86,7 +95,10 @@ class Prior(PyroModule):
                 tensor = tensor.to(weight)
             tensor = tensor.detach().clone().contiguous()
             if name in learnable:
-                setattr(self, name, PyroParam(tensor, constraints.softplus_positive))
+                constraint = self._template.arg_constraints.get(name, constraints.positive)
+                if constraint is constraints.positive:
+                    constraint = constraints.softplus_positive
+                setattr(self, name, PyroParam(tensor, constraint))
             else:
                 self.register_buffer(name, tensor)
 
@@ -96,8 +108,11 @@ class Prior(PyroModule):
 
     def _expanded(self, prior: Distribution) -> dist.TorchDistribution:
         event_dim = len(prior.event_shape)
-        prior = prior.expand(self.shape[: len(self.shape) - event_dim])
-        return dist.Independent(prior, len(self.shape) - event_dim)
+        batch_dim = len(self.shape) - event_dim
+        prior = prior.expand(self.shape[:batch_dim])
+        if batch_dim == 0 and isinstance(prior, dist.TorchDistribution):
+            return prior
+        return dist.Independent(prior, batch_dim)
 
     def _bind(self) -> None:
         """Points the distribution at the buffers; again whenever these are other tensors."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
-from ..distributions import NormalMixture, Radial
+from ..distributions import HierarchicalNormal, NormalMixture, Radial, hierarchical_kl_bound
 from ..distributions._divergence import innermost, trusted_normal
 from ..estimators import Estimated, Estimator
 
@@ -94,3 +94,8 @@ def _kl_pruned(q: Pruned, p: Independent) -> Tensor:
     if base.event_shape:
         raise NotImplementedError  # the weights of a prior of this kind depend on each other
     return q.sum_kept(kl_divergence(q.full, base))
+
+
+@register_kl(Pruned, HierarchicalNormal)
+def _kl_pruned_hierarchical(q: Pruned, p: HierarchicalNormal) -> Tensor:
+    return hierarchical_kl_bound(q, p, kept=q.kept)
