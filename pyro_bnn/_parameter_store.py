@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import torch
@@ -48,8 +49,8 @@ class OwnParameters(_Context):
                 continue
             if held is not None and held not in _REGISTERED:
                 _adopt(name, parameter, held)
+            _names(store)[parameter] = name
             store._params[name] = parameter
-            store._param_to_name[parameter] = name
             store._constraints[name] = constraint
             _REGISTERED[parameter] = True
 
@@ -68,6 +69,18 @@ def own_parameters(root: PyroModule) -> OwnParameters:
         if isinstance(module, PyroModule) and module._pyro_context is old:
             module._pyro_context = new
     return new
+
+
+def _names(store: Any) -> Any:
+    """The store's names by parameter, which keep no parameter alive of a model that is gone.
+
+    Optimizers ask for the name of a parameter long after another model has taken it, so that an
+    entry may go with its parameter only.
+    """
+    names = store._param_to_name
+    if not isinstance(names, WeakTensorKeyDictionary):  # also after `clear()` and `scope()`
+        names = store._param_to_name = WeakTensorKeyDictionary(names)
+    return names
 
 
 def _store_entries(

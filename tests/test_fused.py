@@ -163,7 +163,8 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
     noises = iter(torch.randn(9, dtype=torch.double).split([t.numel() for t in locs]))
     prior = dist.Normal(torch.tensor(0.5).double(), 2.0)
     expected = 0.0
-    for part, loc, raw in zip(joint.parts, locs, scales, strict=True):
+    parts = joint.split()
+    for part, loc, raw in zip(parts, locs, scales, strict=True):
         scale = F.softplus(raw) if is_rho else raw
         torch.testing.assert_close(part.scale, scale)
         expected = expected + kl_divergence(Normal(loc, scale), prior).sum()
@@ -176,11 +177,11 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
         assert part.take(torch.Size()) is None
         assert type(part.expand((5, *loc.shape))) is dist.Normal
     priors = [prior.expand(loc.shape) for loc in locs]
-    torch.testing.assert_close(normal_kl(as_one(joint.parts), as_one(priors)), expected)
+    torch.testing.assert_close(normal_kl(as_one(parts), as_one(priors)), expected)
     # Parts of a joint, but not all of them.
     torch.testing.assert_close(
-        normal_kl(as_one(joint.parts[:2]), as_one(priors[:2])),
-        sum(kl_divergence(d, prior).sum() for d in joint.parts[:2]),
+        normal_kl(as_one(parts[:2]), as_one(priors[:2])),
+        sum(kl_divergence(d, prior).sum() for d in parts[:2]),
     )
     own, others = torch.autograd.grad(joint.drawn[1].sum(), [scales[1], scales[0]])
     assert own.all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from operator import is_
 from typing import Any
 
 import pyro.distributions as dist
@@ -34,7 +33,6 @@ class Joint:
 
     Attributes:
         normal: the Normal of the vector.
-        parts: the Normal of each weight.
     """
 
     def __init__(
@@ -43,8 +41,12 @@ class Joint:
         self.locs = tuple(locs)
         loc, scale, *self.drawn = _Joint.apply(quantity, is_rho, *locs, *scales)
         self.normal = trusted_normal(loc, scale)
-        ends = list(accumulate(loc.numel() for loc in self.locs))
-        self.parts = [Part(self, i, end) for i, end in enumerate(ends)]
+
+    def split(self) -> list[Part]:
+        """The Normal of each weight, to be asked for once, since what a draw needs goes once."""
+        # Not kept, since a cycle would keep the vectors until the next garbage collection.
+        ends = accumulate(loc.numel() for loc in self.locs)
+        return [Part(self, i, end) for i, end in enumerate(ends)]
 
 
 class Part(dist.Normal):
@@ -54,7 +56,7 @@ class Part(dist.Normal):
 
     def __init__(self, joint: Joint, index: int, end: int) -> None:
         self.loc = joint.locs[index]
-        self.joint, self._index, self._end, self._is_drawn = joint, index, end, False
+        self.joint, self.index, self._end, self._is_drawn = joint, index, end, False
         Distribution.__init__(self, self.loc.shape, validate_args=False)
 
     @cached_property
@@ -73,7 +75,7 @@ class Part(dist.Normal):
         if self._is_drawn or sample_shape or no_longer:
             return None
         self._is_drawn = True
-        return self.joint.drawn[self._index]
+        return self.joint.drawn[self.index]
 
 
 def is_normal(d: Distribution) -> bool:
@@ -95,8 +97,8 @@ def as_one(normals: Sequence[Any]) -> Any:
     if len(normals) == 1:
         return normals[0]
     joint: Any = joint_of(normals[0])
-    parts = [] if joint is None else joint.parts
-    if len(parts) == len(normals) and all(map(is_, parts, normals)):
+    is_whole = joint is not None and len(joint.locs) == len(normals)
+    if is_whole and all(joint_of(d) is joint and d.index == i for i, d in enumerate(normals)):
         return joint.normal
     return trusted_normal(_flatten([d.loc for d in normals]), _flatten([d.scale for d in normals]))
 

@@ -34,7 +34,7 @@ def distributions(
     bases: dict[int, Any] = {}
     for (*_, quantity), group in small.items():
         if quantity is not None and len(group) >= _MIN_JOINT:
-            bases.update(zip(map(id, group), _joint(quantity, group).parts, strict=True))
+            bases.update(zip(map(id, group), _joint(quantity, group).split(), strict=True))
     return [
         p._around(bases[id(p)], shared) if id(p) in bases else p.distribution(shared=shared)
         for p in posteriors
