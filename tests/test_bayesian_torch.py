@@ -21,13 +21,11 @@ from pyro_bnn.compat.bayesian_torch import (
     BaseMixtureLayer_,
     BaseVariationalLayer_,
     Conv2dFlipout,
-    Conv2dReparameterization,
     ConvTranspose2dFlipout,
     LinearFlipout,
     LinearMixture,
     LinearReparameterization,
     LSTMFlipout,
-    LSTMReparameterization,
     dnn_to_bnn,
     get_kl_loss,
 )
@@ -359,6 +357,143 @@ def test_arguments_of_torch(estimator):
     assert transposed(inputs("Conv2dFlipout"))[0].shape == (4, 3, 12, 12)
 
 
+# As bayesian-torch, no instances of torch's layers: what sets the weights of those passes by.
+
+
+def set_weights(net):
+    for m in net.modules():
+        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LSTM)):
+            nn.init.normal_(m.weight, 0, 5)
+        if isinstance(m, nn.modules.conv._ConvTransposeNd):
+            m.weight.data.normal_(0, 5)
+        if hasattr(m, "weight"):
+            nn.init.kaiming_normal_(m.weight)
+        if hasattr(m, "reset_parameters"):
+            m.reset_parameters()
+
+
+@LAYERS
+def test_initialisations_of_torch_layers_pass_by(name):
+    layer = make(name)
+    before = {n: p.clone() for n, p in layer.state_dict().items()}
+    set_weights(nn.Sequential(layer))
+    assert all(torch.equal(p, before[n]) for n, p in layer.state_dict().items())
+    with pytest.raises(AttributeError, match=r"has no `weight\w*` outside of its forward"):
+        getattr(layer, "weight" if not name.startswith("LSTM") else "weight_hh_l0")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_attributes_are_theirs(name):
+    for bias in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            their = make(name, theirs, 2, **DEFAULTS, bias=bias)
+        layer = make(name, num_out=2, bias=bias)
+        assert str(layer) == (str(their) if "LSTM" not in name else name + "()")
+        assert bool(layer.bias) == getattr(their, "bias", bias) == bias
+        for kept in ("in_features", "out_features", "in_channels", "out_channels", "groups"):
+            if hasattr(their, kept):
+                assert getattr(layer, kept) == getattr(their, kept)
+        ours = dict(layer.named_buffers())
+        for key, prior in their.named_buffers():
+            if "prior" in key and prior.shape == prior.squeeze().shape:
+                assert ours[key].shape == prior.shape
+                assert torch.equal(ours[key], prior)
+        if "LSTM" not in name and not bias:
+            for absent in ("mu_bias", "rho_bias", "prior_bias_mu", "prior_bias_sigma"):
+                assert getattr(layer, absent) is None
+        assert list(layer.state_dict()) == list(their.state_dict())
+
+
+@LAYERS
+def test_starts_afresh(name):
+    layer, other = make(name), make(name)
+    held = dict(layer.named_parameters())
+    with torch.no_grad():
+        for tensor in [*layer.parameters(), *layer.buffers()]:
+            tensor.add_(3.0)
+    for each in (layer, other):
+        torch.manual_seed(0)
+        each.init_parameters()
+    assert all(p is held[n] for n, p in layer.named_parameters())
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(other.named_buffers()))
+    torch.testing.assert_close(layer.kl_loss(), other.kl_loss())
+
+
+def test_starts_afresh_where_its_attributes_say():
+    layer = LinearReparameterization(100, 100, posterior_mu_init=0.5)
+    layer.posterior_rho_init, layer.prior_mean, layer.prior_variance = -1.0, 0.3, 4.0
+    layer.init_parameters()
+    assert within(layer.mu_weight.detach().flatten(), torch.tensor(0.5))
+    assert within(layer.rho_weight.detach().flatten(), torch.tensor(-1.0))
+    assert (layer.prior_weight_mu == 0.3).all()
+    assert (layer.prior_bias_sigma == 2.0).all()
+
+
+# Buffers that others write into.
+
+
+@LAYERS
+def test_buffers_can_be_written(name):
+    layer = make(name)
+    assert all(b.is_contiguous() and b._base is None for b in layer.buffers())
+    for buffer in layer.buffers():
+        buffer.mul_(1.0)
+    average = torch.optim.swa_utils.AveragedModel(layer, use_buffers=True)
+    for _ in range(2):
+        average.update_parameters(layer)
+    torch.testing.assert_close(average.module.kl_loss(), layer.kl_loss())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_distributed(estimator, tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        layer = getattr(bayesian_torch, f"Linear{estimator}")(4, 20)
+        net = nn.parallel.DistributedDataParallel(layer)
+        for _ in range(2):  # buffers are broadcast before each pass
+            out, kl = net(torch.ones(3, 4))
+            (out.sum() + kl).backward()
+        assert all(p.grad.any() for p in layer.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [3, 100])  # too small to be compared, and compared
+def test_priors_that_someone_has_written(size):
+    layer = LinearReparameterization(size, size, prior_variance=4.0, dtype=torch.float64)
+
+    def expected():
+        q = layer._posteriors["weight"].base()
+        p = torch.distributions.Normal(layer.prior_weight_mu, layer.prior_weight_sigma)
+        b = torch.distributions.Normal(layer.prior_bias_mu, layer.prior_bias_sigma)
+        kl = kl_divergence(torch.distributions.Normal(q.loc, q.scale), p).sum()
+        q = layer._posteriors["bias"].base()
+        return kl + kl_divergence(torch.distributions.Normal(q.loc, q.scale), b).sum()
+
+    def check():
+        gradients = torch.autograd.grad(expected(), list(layer.parameters()))
+        torch.testing.assert_close(layer.kl_loss(), expected())
+        torch.testing.assert_close(WithKL(layer)(torch.ones(1, size).double())[1], expected())
+        found = torch.autograd.grad(layer.kl_loss(), list(layer.parameters()))
+        torch.testing.assert_close(found, gradients)
+
+    check()
+    layer.prior_weight_mu.data[-1, -1] = 2.0  # which no version of a tensor tells
+    check()
+    layer.prior_weight_sigma[0, 0] = 0.5
+    check()
+    layer.prior_weight_mu = torch.randn(size, size, dtype=torch.float64)
+    check()
+    layer.prior_weight_sigma = layer.prior_weight_sigma.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(layer.kl_loss(), layer.prior_weight_sigma),
+        torch.autograd.grad(expected(), layer.prior_weight_sigma),
+    )
+
+
 # Whole networks.
 
 
@@ -469,6 +604,8 @@ def tied():
         (tied, {}, TypeError, "`0.weight` is also `1.weight`"),
         (lambda: nn.Linear(2, 2), {"type": "LRT"}, ValueError, r"`type` \(='LRT'\) must be one"),
         (lambda: nn.Linear(2, 2), {"sigma": 1}, ValueError, r"unknown \['sigma'\]"),
+        (lambda: nn.Linear(2, 2), {"prior_mu": torch.ones(3)}, ValueError, "`prior_mu` has shape"),
+        (lambda: nn.Linear(2, 2), {"prior_mu": math.inf}, ValueError, r"`prior_mu` \(=inf\)"),
         (lambda: nn.Linear(2, 2), {"prior_sigma": 0.0}, ValueError, r"`prior_sigma` \(=0.0\)"),
         (
             lambda: nn.Linear(2, 2),
@@ -493,6 +630,43 @@ def test_refuses():
         LinearMixture(2, 2, prior_variance_2=0)
     with pytest.raises(ValueError, match=r"`kl_reduction` \(='max'\)"):
         LinearFlipout(2, 2, kl_reduction="max")
+    for name in NAMES:
+        is_conv = "Conv" in name
+        for argument in (
+            ("in_channels", "out_channels") if is_conv else ("in_features", "out_features")
+        ):
+            sizes = {"in_channels": 2, "out_channels": 2, "kernel_size": 2}
+            sizes = sizes if is_conv else {"in_features": 2, "out_features": 2}
+            with pytest.raises(ValueError, match=rf"`{argument}` \(=0\) must be positive"):
+                getattr(bayesian_torch, name)(**sizes | {argument: 0})
+            with pytest.raises(TypeError, match=rf"`{argument}` \(=2.5\) must be an integer"):
+                getattr(bayesian_torch, name)(**sizes | {argument: 2.5})
+    for argument, wrong in [
+        ("kernel_size", 0),
+        ("kernel_size", (2, -1)),
+        ("stride", 0),
+        ("dilation", (0, 1)),
+        ("groups", 0),
+    ]:
+        arguments = {"kernel_size": 2} | {argument: wrong}
+        with pytest.raises(ValueError, match=rf"`{argument}` \(={re.escape(str(wrong))}\) must be"):
+            Conv2dFlipout(2, 2, **arguments)
+    with pytest.raises(
+        ValueError, match=r"`out_channels` \(=3\) must be divisible by `groups` \(=2"
+    ):
+        Conv2dFlipout(2, 3, 1, groups=2)
+    nan = float("nan")
+    for argument in ("prior_mean", "posterior_mu_init", "posterior_rho_init"):
+        with pytest.raises(ValueError, match=rf"`{argument}` \(=nan\) must be finite"):
+            LinearFlipout(2, 2, **{argument: nan})
+        with pytest.raises(ValueError, match=rf"`{argument}_2` \(=nan\) must be finite"):
+            LinearMixture(2, 2, **{f"{argument}_2": nan})
+    with pytest.raises(TypeError, match=r"`prior_variance` \(=\[None\]\) must be a number"):
+        LinearFlipout(2, 2, prior_variance=[None])
+    with pytest.raises(ValueError, match=r"`prior_mean` has shape \(3,\)"):
+        LinearFlipout(2, 2, prior_mean=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"`X` has shape \(3, 2\)"):
+        LSTMFlipout(2, 2)(torch.ones(3, 2))
     with pytest.raises(ValueError, match="no Bayesian layers"):
         get_kl_loss(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"no layers of `pyro_bnn.compat`"):
@@ -549,7 +723,7 @@ def test_copies_pickles_and_moves(name):
     assert repr(layer).startswith(name + "(")
     for key, q in layer._posteriors.items():  # the very same parameters, under other names
         q.loc_unconstrained = nn.Parameter(torch.ones_like(q.loc_unconstrained))
-        assert (getattr(layer, key) == 1).all()
+        assert (layer._get(layer._name(key, "mu")) == 1).all()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -613,5 +787,3 @@ def test_an_existing_loop_runs():
         optimizer.step()
     logits = torch.stack([net(x)[0] for _ in range(20)]).softmax(-1).mean(0)
     assert (logits.argmax(-1) == y).float().mean() > 0.9
-    assert isinstance(Conv2dReparameterization(1, 1, 1), nn.Conv2d)
-    assert isinstance(LSTMReparameterization(1, 1), nn.LSTM)

@@ -130,6 +130,21 @@ def test_a_layer_of_your_own():
     assert list(layer.get_pruning_masks()) == ["s_mu"]
 
 
+@EACH
+def test_initialisations_of_torch_layers_pass_by(make, their, args, shape):
+    layer = make(*args)
+    before = layer.w_mu.clone()
+    for m in nn.Sequential(layer).modules():
+        if isinstance(m, (nn.Linear, nn.Conv2d)) or hasattr(m, "weight"):
+            nn.init.normal_(m.weight, 0, 5)
+        if hasattr(m, "reset_parameters"):
+            m.reset_parameters()
+    assert torch.equal(layer.w_mu, before)
+    with pytest.raises(AttributeError, match="its mean is `b_mu`"):
+        _ = layer.bias
+    assert not list(layer.buffers())
+
+
 def test_an_existing_loop_runs():
     torch.manual_seed(0)
     x = torch.rand(200, 2)
@@ -151,5 +166,9 @@ def test_refuses():
         BayesianConv2d(2, 2, 1, init_sigma=-1.0)
     with pytest.raises(ValueError, match=r"`weight_init` \(='he'\) must be one of"):
         BayesianLinear(2, 2, weight_init="he")
+    with pytest.raises(ValueError, match=r"`in_features` \(=0\) must be positive"):
+        BayesianLinear(0, 2)
+    with pytest.raises(ValueError, match=r"`out_channels` \(=0\) must be positive"):
+        BayesianConv2d(2, 0, 1)
     with pytest.raises(ValueError, match=r"`threshold` \(=-1\)"):
         BayesianLinear(2, 2).get_pruning_masks(-1)

@@ -1,4 +1,4 @@
-"""Layers of torch that own the posteriors of their weights."""
+"""Layers that compute what torch's do, and own the posteriors of their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 class VariationalLayer(nn.Module):
-    """Mixin for a layer of torch whose parameters are drawn from posteriors of its own.
+    """Mixin for a layer like one of torch whose parameters are drawn from posteriors of its own.
 
     The parameters of the posteriors are parameters of the layer, under the names that another
     library gives them. In a forward pass the draws take the places of torch's parameters; the
@@ -51,11 +51,16 @@ class VariationalLayer(nn.Module):
             q.__dict__["_parameters"] = _Borrowed(self, names)
             self._posteriors[key] = q
             for part, value in prior(key, parameter).items():
-                holder, own = self._holder(self._prior_name(key, part))
-                holder.register_buffer(own, value.expand(parameter.shape), persistent=False)
+                self._set_prior_part(key, part, value.expand(parameter.shape))
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
             self._kl(self._distributions())
+
+    def _set_prior_part(self, key: str, part: str, value: Tensor) -> None:
+        holder, own = self._holder(self._prior_name(key, part))
+        # Contiguous, since others write into buffers: DDP, moving averages of a network.
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        holder.register_buffer(own, value, persistent=False)
 
     def _name(self, key: str, part: str) -> str:
         """The name of a posterior's parameter, for one of torch's."""
@@ -118,8 +123,11 @@ class VariationalLayer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         posteriors = self.__dict__.get("_posteriors", ())
-        if name in posteriors:  # what torch calls the weight is its mean, outside of a forward
-            return self._get(self._name(name, self.PARTS["loc"]))
+        if name in posteriors:
+            raise AttributeError(
+                f"{type(self).__name__} has no `{name}` outside of its forward, which draws it: "
+                f"its mean is `{self._name(name, self.PARTS['loc'])}`"
+            )
         return super().__getattr__(name)
 
 

@@ -21,6 +21,8 @@ from ..distributions._divergence import trusted_normal
 from ..estimators import LocalReparameterization
 from ..infer._kl import add_up
 from ..posteriors import NormalPosterior
+from ._checks import check_convolution, check_sizes
+from ._like import like
 from ._variational import VariationalLayer
 
 _PRUNED = -1e8  # the rho of a pruned weight in bensemble's checkpoints, where its softplus is zero
@@ -164,7 +166,7 @@ _INITS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-class BayesianLinear(BaseBayesianLayer, nn.Linear):
+class BayesianLinear(BaseBayesianLayer, like(nn.Linear)):
     """``nn.Linear`` with Normal posteriors, by local reparameterization.
 
     Args:
@@ -196,13 +198,14 @@ class BayesianLinear(BaseBayesianLayer, nn.Linear):
     ) -> None:
         if weight_init not in _INITS:
             raise ValueError(f"`weight_init` (={weight_init!r}) must be one of {list(_INITS)}")
-        nn.Linear.__init__(self, in_features, out_features, **options)
+        check_sizes(in_features=in_features, out_features=out_features)
+        like(nn.Linear).__init__(self, in_features, out_features, **options)
         self._set_prior(prior_sigma)
         self.weight_init = weight_init
         self._set_up(init_sigma, _INITS[weight_init])
 
 
-class BayesianConv2d(BaseBayesianLayer, nn.Conv2d):
+class BayesianConv2d(BaseBayesianLayer, like(nn.Conv2d)):
     """``nn.Conv2d`` with Normal posteriors, by local reparameterization.
 
     Args:
@@ -227,7 +230,8 @@ class BayesianConv2d(BaseBayesianLayer, nn.Conv2d):
         **options: Any,
     ) -> None:
         options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **options)
+        check_convolution(in_channels, out_channels, kernel_size, stride, dilation, groups)
+        like(nn.Conv2d).__init__(self, in_channels, out_channels, kernel_size, **options)
         self._set_prior(prior_sigma)
         self._set_up(init_sigma, _INITS["kaiming"])
 

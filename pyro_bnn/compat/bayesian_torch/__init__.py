@@ -2,8 +2,9 @@
 
 ``forward`` returns ``(output, kl)``. Names and defaults of arguments, their order, and the names of
 parameters in a ``state_dict`` are bayesian-torch's; the numbers are right where they are wrong
-there (:doc:`/migration`). Layers are also torch's own: ``Conv2dFlipout`` is an ``nn.Conv2d``, takes
-all of its arguments by keyword, and knows no Pyro.
+there (:doc:`/migration`). Layers compute what torch's do, take all of their arguments by keyword,
+and know no Pyro. As in bayesian-torch, ``Conv2dFlipout`` is no ``nn.Conv2d``: what initialises the
+weights of those does not touch its means.
 """
 
 from ._base import BaseMixtureLayer_, BaseVariationalLayer_

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...estimators import Flipout, linear
 from ...posteriors import NormalPosterior, Posterior, RadialPosterior
+from .._checks import check_convolution, check_sizes
 from .._variational import VariationalLayer
 from ._base import BaseMixtureLayer_, BaseVariationalLayer_
 
@@ -47,6 +48,7 @@ class LinearArguments(_Linear, BaseVariationalLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias=bias, **options)
         self._set_up(
             prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
@@ -71,6 +73,7 @@ class LinearMixtureArguments(_Linear, BaseMixtureLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias=bias, **options)
         self._set_up_mixture(
             (prior_mean_1, prior_mean_2),
@@ -107,6 +110,7 @@ class ConvolutionArguments(Kernels, BaseVariationalLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_convolution(in_channels, out_channels, kernel_size, stride, dilation, groups)
         options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         super().__init__(in_channels, out_channels, kernel_size, bias=bias, **options)
         self._set_up(
@@ -137,6 +141,7 @@ class ConvolutionMixtureArguments(Kernels, BaseMixtureLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_convolution(in_channels, out_channels, kernel_size, stride, dilation, groups)
         options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         super().__init__(in_channels, out_channels, kernel_size, bias=bias, **options)
         self._set_up_mixture(
@@ -155,8 +160,20 @@ class Sequences(VariationalLayer):
     """
 
     def _randomize(self, *args: Any) -> None:
+        for name in ("_flat_weights", "_flat_weight_refs"):  # torch's second list of parameters
+            vars(self).pop(name, None)
         self.ih, self.hh = nn.Module(), nn.Module()
         super()._randomize(*args)
+
+    @property
+    def in_features(self: Any) -> int:
+        """Size of an input at one step."""
+        return self.input_size
+
+    @property
+    def out_features(self: Any) -> int:
+        """Size of the hidden state."""
+        return self.hidden_size
 
     def _name(self, key: str, part: str) -> str:
         kind, side, _ = key.split("_")
@@ -189,11 +206,15 @@ class Sequences(VariationalLayer):
         return (*output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output
 
     def _run(self: Any, X: Tensor, states: Any) -> Any:  # noqa: N803
+        if X.dim() != 3:
+            raise ValueError(
+                f"`X` has shape {tuple(X.shape)}, but must be `(batch, steps, in_features)`"
+            )
         if states is None:
             h = c = X.new_zeros(len(X), self.hidden_size)
         else:
             h, c = (s[:, -1] if s.dim() == 3 else s for s in states)
-        hidden, _ = super()._run(X, (h.unsqueeze(0), c.unsqueeze(0)))
+        hidden = self._hidden(X, h.unsqueeze(0), c.unsqueeze(0))
         # Torch's kernels keep the cell states of the steps between to themselves, but the gates
         # follow from the hidden states.
         before = torch.cat([h.unsqueeze(1), hidden[:, :-1]], 1)
@@ -208,6 +229,16 @@ class Sequences(VariationalLayer):
             c = torch.addcmul(step_update, step_keep, c)
             cells.append(c)
         return hidden, (hidden, torch.stack(cells, 1))
+
+    @torch.compiler.disable  # which does not take torch's recurrent kernels in
+    def _hidden(self: Any, X: Tensor, h: Tensor, c: Tensor) -> Tensor:  # noqa: N803
+        self.check_forward_args(X, (h, c), None)
+        weights = self._flat_weights
+        return torch.lstm(X, (h, c), weights, self.bias, 1, 0.0, self.training, False, True)[0]
+
+    @property
+    def _flat_weights(self: Any) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
 
 
 class LSTMArguments(Sequences, BaseVariationalLayer_):
@@ -224,6 +255,7 @@ class LSTMArguments(Sequences, BaseVariationalLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
         self._set_up(
             prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
@@ -244,6 +276,7 @@ class LSTMMixtureArguments(Sequences, BaseMixtureLayer_):
         kl_reduction: str = "sum",
         **options: Any,
     ) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
         self._set_up_mixture(
             (prior_mean, prior_mean),

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from ..._validation import check_positive
+from ..._autograd import is_transformed
 from ...distributions import NormalMixture
 from ...distributions._divergence import trusted_normal
+from ...distributions._joint import MAX_SIZE
 from ...posteriors import MixturePosterior, Posterior
+from .._checks import check_broadcasts, check_finite, check_variances
 from .._variational import REDUCTIONS, VariationalLayer
 
 
@@ -61,6 +63,14 @@ class BaseVariationalLayer_(VariationalLayer):
         output = self._output({key: q.rsample() for key, q in posteriors.items()}, input)
         return (output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output
 
+    def init_parameters(self) -> None:
+        """Starts afresh, in place: posteriors are drawn and priors set as the constructor does."""
+        for key, q in self._posteriors.items():
+            self._start(q)
+            mu = self._get(self._name(key, self.PARTS["loc"]))
+            for part, value in self._prior_values(key, mu).items():
+                self._set_prior_part(key, part, value)
+
     def _set_up(
         self,
         prior_mean: float | Tensor,
@@ -70,25 +80,37 @@ class BaseVariationalLayer_(VariationalLayer):
         kl_reduction: str = "sum",
     ) -> None:
         """Makes a layer of torch this one."""
-        check_numbers(kl_reduction, prior_variance=prior_variance)
+        check_reduction(kl_reduction)
+        check_variances(prior_variance=prior_variance)
+        check_finite(prior_mean=prior_mean)
+        check_finite(posterior_mu_init=posterior_mu_init, posterior_rho_init=posterior_rho_init)
         self.kl_reduction = kl_reduction
         self.prior_mean, self.prior_variance = prior_mean, prior_variance
         self.posterior_mu_init, self.posterior_rho_init = posterior_mu_init, posterior_rho_init
+        self._make_random()
 
-        def posterior(key: str, parameter: nn.Parameter) -> Posterior:
-            q: Any = type(self).posterior(torch.zeros_like(parameter), 1.0)
-            with torch.no_grad():
-                q.loc_unconstrained.normal_(posterior_mu_init, 0.1)
-                q.scale_unconstrained.normal_(posterior_rho_init, 0.1)
-            return q
+    def _make_random(self) -> None:
+        absent = [key for key, parameter in self._parameters.items() if parameter is None]
+        self._randomize(self._new_posterior, self._prior_values)
+        for key in absent:  # which there are under bayesian-torch's names, too
+            for part in self.PARTS.values():
+                self.register_parameter(self._name(key, part), None)
+            for part in self._prior_values(key, torch.zeros(())):
+                self.register_buffer(self._prior_name(key, part), None, persistent=False)
 
-        def prior(key: str, parameter: nn.Parameter) -> dict[str, Tensor]:
-            return {
-                "mu": torch.as_tensor(prior_mean).to(parameter),
-                "sigma": torch.as_tensor(prior_variance).to(parameter).sqrt(),
-            }
+    def _new_posterior(self, key: str, parameter: nn.Parameter) -> Posterior:
+        q = type(self).posterior(torch.zeros_like(parameter), 1.0)
+        self._start(q)
+        return q
 
-        self._randomize(posterior, prior)
+    @torch.no_grad()
+    def _start(self, q: Any) -> None:
+        """Draws the parameters that a posterior starts with."""
+        q.loc_unconstrained.normal_(self.posterior_mu_init, 0.1)
+        q.scale_unconstrained.normal_(self.posterior_rho_init, 0.1)
+
+    def _prior_values(self, key: str, parameter: Tensor) -> dict[str, Tensor]:
+        return prior_of(parameter, "", self.prior_mean, self.prior_variance)
 
     def _name(self, key: str, part: str) -> str:
         return f"{part}_{key}"
@@ -98,7 +120,16 @@ class BaseVariationalLayer_(VariationalLayer):
 
     def _prior(self, key: str) -> Distribution:
         mu, sigma = (self._get(self._prior_name(key, part)) for part in ("mu", "sigma"))
-        return trusted_normal(mu, sigma)
+        return trusted_normal(_cheapest(mu), _cheapest(sigma))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "bias" and "bias" in self._posteriors:
+            return True  # whether there is one, as in bayesian-torch
+        return super().__getattr__(name)
+
+    def __str__(self) -> str:
+        # In bayesian-torch layers are told from each other by this.
+        return f"{type(self).__name__}()"
 
 
 class BaseMixtureLayer_(BaseVariationalLayer_):
@@ -155,30 +186,38 @@ class BaseMixtureLayer_(BaseVariationalLayer_):
         posterior_rho_inits: tuple[float, float],
         kl_reduction: str,
     ) -> None:
-        first, second = prior_variances
-        check_numbers(kl_reduction, prior_variance_1=first, prior_variance_2=second)
+        check_reduction(kl_reduction)
+        for k in (0, 1):
+            check_variances(**{f"prior_variance_{k + 1}": prior_variances[k]})
+            check_finite(
+                **{
+                    f"prior_mean_{k + 1}": prior_means[k],
+                    f"posterior_mu_init_{k + 1}": posterior_mu_inits[k],
+                    f"posterior_rho_init_{k + 1}": posterior_rho_inits[k],
+                }
+            )
         self.kl_reduction = kl_reduction
+        self.prior_means, self.prior_variances = prior_means, prior_variances
+        self.posterior_mu_inits, self.posterior_rho_inits = posterior_mu_inits, posterior_rho_inits
+        self._make_random()
 
-        def posterior(key: str, parameter: nn.Parameter) -> Posterior:
-            q: Any = type(self).posterior(torch.zeros_like(parameter), 1.0)
-            with torch.no_grad():
-                draw = lambda mean: torch.empty_like(parameter).normal_(mean, 0.1)
-                means = torch.stack([draw(mu) for mu in posterior_mu_inits], -1)
-                rho = torch.stack([draw(rho) for rho in posterior_rho_inits], -1)
-                loc = means.mean(-1)
-                q.loc_unconstrained.copy_(loc)
-                q.scale_unconstrained.copy_(rho)
-                q.offset_unconstrained.copy_((means - loc.unsqueeze(-1)) / F.softplus(rho))
-            return q
+    @torch.no_grad()
+    def _start(self, q: Any) -> None:
+        loc = q.loc_unconstrained
+        draw = lambda mean: torch.empty_like(loc).normal_(mean, 0.1)
+        means = torch.stack([draw(mu) for mu in self.posterior_mu_inits], -1)
+        rho = torch.stack([draw(rho) for rho in self.posterior_rho_inits], -1)
+        q.logits_unconstrained.zero_()
+        loc.copy_(means.mean(-1))
+        q.scale_unconstrained.copy_(rho)
+        q.offset_unconstrained.copy_((means - loc.unsqueeze(-1)) / F.softplus(rho))
 
-        def prior(key: str, parameter: nn.Parameter) -> dict[str, Tensor]:
-            values = {}
-            for k in (0, 1):
-                values[f"mu_{k + 1}"] = torch.as_tensor(prior_means[k]).to(parameter)
-                values[f"sigma_{k + 1}"] = torch.as_tensor(prior_variances[k]).to(parameter).sqrt()
-            return values
-
-        self._randomize(posterior, prior)
+    def _prior_values(self, key: str, parameter: Tensor) -> dict[str, Tensor]:
+        first, second = (
+            prior_of(parameter, f"_{k + 1}", self.prior_means[k], self.prior_variances[k])
+            for k in (0, 1)
+        )
+        return first | second
 
     def _prior(self, key: str) -> Distribution:
         mu, sigma = (
@@ -196,8 +235,32 @@ def _mixture(probs: Any, means: Any, sigmas: Any, like: Tensor) -> NormalMixture
     return NormalMixture(torch.as_tensor(probs).to(like), loc, scale, validate_args=False)
 
 
-def check_numbers(kl_reduction: str, **variances: float | Tensor) -> None:
+def prior_of(
+    weight: Tensor, suffix: str, mean: float | Tensor, variance: float | Tensor
+) -> dict[str, Tensor]:
+    """Mean and standard deviation of the prior of each entry of a weight."""
+    if weight.dim():
+        check_broadcasts(f"prior_mean{suffix}", mean, weight.shape)
+        check_broadcasts(f"prior_variance{suffix}", variance, weight.shape)
+    return {
+        f"mu{suffix}": torch.as_tensor(mean).to(weight).expand(weight.shape),
+        f"sigma{suffix}": torch.as_tensor(variance).to(weight).sqrt().expand(weight.shape),
+    }
+
+
+def check_reduction(kl_reduction: str) -> None:
     if kl_reduction not in REDUCTIONS:
         raise ValueError(f'`kl_reduction` (={kl_reduction!r}) must be "sum" or "mean"')
-    for name, value in variances.items():
-        check_positive(**{name: float(torch.as_tensor(value).min())})
+
+
+def _cheapest(x: Tensor) -> Tensor:
+    """A tensor of the same numbers, expanded from a scalar where they are all the same.
+
+    Priors are, unless someone has written into them. Then a divergence takes less than half of the
+    time, of which the comparison is a tenth. Small tensors take longer to compare.
+    """
+    is_plain = type(x) is Tensor and x.is_cpu and not x.requires_grad
+    if not is_plain or x.numel() <= MAX_SIZE or torch.compiler.is_compiling() or is_transformed():
+        return x
+    least, most = torch.aminmax(x)
+    return least.expand(x.shape) if least.item() == most.item() else x

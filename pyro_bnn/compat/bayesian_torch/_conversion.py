@@ -12,10 +12,10 @@ from ..._validation import check_positive
 from ...conversion._weights import weights
 from ...guides import init_to_fraction
 from ...infer._kl import add_up
-from ...nn._recurrent import _Recurrent
+from .._checks import check_broadcasts, check_finite, check_variances
 from .._variational import VariationalLayer
 from . import _layers
-from ._base import check_numbers
+from ._base import check_reduction
 
 _KINDS: dict[type[nn.Module], str] = {
     kind: kind.__name__
@@ -71,6 +71,9 @@ def dnn_to_bnn(m: nn.Module, bnn_prior_parameters: Mapping[str, Any]) -> None:
         reason = _reason(layer, parameters)
         if reason:
             raise TypeError(f"`{path}`, a {type(layer).__name__}, {reason}")
+        for parameter in layer.parameters(recurse=False):
+            for name in ("prior_mu", "prior_sigma"):
+                check_broadcasts(name, parameters[name], parameter.shape)
     for weight in weights(m):
         if len({id(layer) for _, layer, _ in weight.places}) > 1:
             raise TypeError(
@@ -112,12 +115,15 @@ def _checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if "moped_delta" not in parameters:
             raise ValueError("`moped_enable` needs `moped_delta`, a fraction of each weight's size")
         check_positive(moped_delta=parameters["moped_delta"])
-    check_numbers(parameters.get("kl_reduction", "sum"), prior_sigma=parameters["prior_sigma"])
+    check_reduction(parameters.get("kl_reduction", "sum"))
+    check_variances(prior_sigma=parameters["prior_sigma"])
+    for name in ("prior_mu", "posterior_mu_init", "posterior_rho_init"):
+        check_finite(**{name: parameters[name]})
     return dict(parameters)
 
 
 def _is_meant(layer: nn.Module) -> bool:
-    return isinstance(layer, tuple(_KINDS)) and not isinstance(layer, VariationalLayer)
+    return isinstance(layer, tuple(_KINDS))
 
 
 def _reason(layer: nn.Module, parameters: Mapping[str, Any]) -> str | None:
@@ -149,9 +155,6 @@ def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
     cls = getattr(_layers, _KINDS[type(layer)] + parameters["type"])
     trained = {key: p.detach().clone() for key, p in layer.named_parameters(recurse=False)}
     layer.__class__ = cls
-    if isinstance(layer, _Recurrent):
-        vars(layer).pop("_flat_weights", None)
-        layer._init_flat_weights()
     values = [
         parameters["prior_mu"],
         parameters["prior_sigma"] ** 2,
@@ -175,5 +178,4 @@ def _set_to_trained(layer: VariationalLayer, key: str, weight: Tensor, delta: fl
     scale = init_to_fraction(delta)({}, weight)
     layer._get(layer._name(key, "mu")).copy_(weight)
     layer._get(layer._name(key, "rho")).copy_(scale + torch.log(-torch.expm1(-scale)))
-    holder, name = layer._holder(layer._prior_name(key, "mu"))
-    holder.register_buffer(name, weight, persistent=False)
+    layer._set_prior_part(key, "mu", weight)

@@ -1,10 +1,10 @@
-"""The 32 layers: torch's own, with the arguments and the posteriors of bayesian-torch."""
+"""The 32 layers: torch's computations, the arguments and the posteriors of bayesian-torch."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from ...nn._recurrent import _Recurrent
+from .._like import like
 from ._arguments import (
     ByFlipout,
     ByRadial,
@@ -18,7 +18,7 @@ from ._arguments import (
 )
 
 
-class LinearReparameterization(ByReparameterization, LinearArguments, nn.Linear):
+class LinearReparameterization(ByReparameterization, LinearArguments, like(nn.Linear)):
     """``nn.Linear`` with Normal posteriors, one draw for all examples.
 
     Args:
@@ -47,11 +47,11 @@ class LinearReparameterization(ByReparameterization, LinearArguments, nn.Linear)
     """
 
 
-class Conv1dReparameterization(ByReparameterization, ConvolutionArguments, nn.Conv1d):
+class Conv1dReparameterization(ByReparameterization, ConvolutionArguments, like(nn.Conv1d)):
     """``nn.Conv1d`` with Normal posteriors; see :class:`Conv2dReparameterization`."""
 
 
-class Conv2dReparameterization(ByReparameterization, ConvolutionArguments, nn.Conv2d):
+class Conv2dReparameterization(ByReparameterization, ConvolutionArguments, like(nn.Conv2d)):
     """``nn.Conv2d`` with Normal posteriors, one draw for all examples.
 
     Args:
@@ -63,12 +63,12 @@ class Conv2dReparameterization(ByReparameterization, ConvolutionArguments, nn.Co
     """
 
 
-class Conv3dReparameterization(ByReparameterization, ConvolutionArguments, nn.Conv3d):
+class Conv3dReparameterization(ByReparameterization, ConvolutionArguments, like(nn.Conv3d)):
     """``nn.Conv3d`` with Normal posteriors; see :class:`Conv2dReparameterization`."""
 
 
 class ConvTranspose1dReparameterization(
-    ByReparameterization, ConvolutionArguments, nn.ConvTranspose1d
+    ByReparameterization, ConvolutionArguments, like(nn.ConvTranspose1d)
 ):
     """``nn.ConvTranspose1d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
@@ -77,7 +77,7 @@ class ConvTranspose1dReparameterization(
 
 
 class ConvTranspose2dReparameterization(
-    ByReparameterization, ConvolutionArguments, nn.ConvTranspose2d
+    ByReparameterization, ConvolutionArguments, like(nn.ConvTranspose2d)
 ):
     """``nn.ConvTranspose2d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
@@ -86,7 +86,7 @@ class ConvTranspose2dReparameterization(
 
 
 class ConvTranspose3dReparameterization(
-    ByReparameterization, ConvolutionArguments, nn.ConvTranspose3d
+    ByReparameterization, ConvolutionArguments, like(nn.ConvTranspose3d)
 ):
     """``nn.ConvTranspose3d`` with Normal posteriors; see :class:`Conv2dReparameterization`.
 
@@ -94,7 +94,7 @@ class ConvTranspose3dReparameterization(
     """
 
 
-class LSTMReparameterization(ByReparameterization, LSTMArguments, _Recurrent, nn.LSTM):
+class LSTMReparameterization(ByReparameterization, LSTMArguments, like(nn.LSTM)):
     """One layer of ``nn.LSTM`` with Normal posteriors, drawn once for a sequence.
 
     Args:
@@ -116,153 +116,153 @@ class LSTMReparameterization(ByReparameterization, LSTMArguments, _Recurrent, nn
     """
 
 
-class LinearFlipout(ByFlipout, LinearArguments, nn.Linear):
+class LinearFlipout(ByFlipout, LinearArguments, like(nn.Linear)):
     """``nn.Linear`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`LinearReparameterization`.
     """
 
 
-class Conv1dFlipout(ByFlipout, ConvolutionArguments, nn.Conv1d):
+class Conv1dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv1d)):
     """``nn.Conv1d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`Conv1dReparameterization`.
     """
 
 
-class Conv2dFlipout(ByFlipout, ConvolutionArguments, nn.Conv2d):
+class Conv2dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv2d)):
     """``nn.Conv2d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`Conv2dReparameterization`.
     """
 
 
-class Conv3dFlipout(ByFlipout, ConvolutionArguments, nn.Conv3d):
+class Conv3dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv3d)):
     """``nn.Conv3d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`Conv3dReparameterization`.
     """
 
 
-class ConvTranspose1dFlipout(ByFlipout, ConvolutionArguments, nn.ConvTranspose1d):
+class ConvTranspose1dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose1d)):
     """``nn.ConvTranspose1d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`ConvTranspose1dReparameterization`.
     """
 
 
-class ConvTranspose2dFlipout(ByFlipout, ConvolutionArguments, nn.ConvTranspose2d):
+class ConvTranspose2dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose2d)):
     """``nn.ConvTranspose2d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`ConvTranspose2dReparameterization`.
     """
 
 
-class ConvTranspose3dFlipout(ByFlipout, ConvolutionArguments, nn.ConvTranspose3d):
+class ConvTranspose3dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose3d)):
     """``nn.ConvTranspose3d`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`ConvTranspose3dReparameterization`.
     """
 
 
-class LSTMFlipout(ByFlipout, LSTMArguments, _Recurrent, nn.LSTM):
+class LSTMFlipout(ByFlipout, LSTMArguments, like(nn.LSTM)):
     """One layer of ``nn.LSTM`` with Normal posteriors, one weight for each example by flipout.
 
     See :class:`LSTMReparameterization`.
     """
 
 
-class LinearRadial(ByRadial, LinearArguments, nn.Linear):
+class LinearRadial(ByRadial, LinearArguments, like(nn.Linear)):
     """``nn.Linear`` with radial posteriors; see :class:`LinearReparameterization`."""
 
 
-class Conv1dRadial(ByRadial, ConvolutionArguments, nn.Conv1d):
+class Conv1dRadial(ByRadial, ConvolutionArguments, like(nn.Conv1d)):
     """``nn.Conv1d`` with radial posteriors; see :class:`Conv1dReparameterization`."""
 
 
-class Conv2dRadial(ByRadial, ConvolutionArguments, nn.Conv2d):
+class Conv2dRadial(ByRadial, ConvolutionArguments, like(nn.Conv2d)):
     """``nn.Conv2d`` with radial posteriors; see :class:`Conv2dReparameterization`."""
 
 
-class Conv3dRadial(ByRadial, ConvolutionArguments, nn.Conv3d):
+class Conv3dRadial(ByRadial, ConvolutionArguments, like(nn.Conv3d)):
     """``nn.Conv3d`` with radial posteriors; see :class:`Conv3dReparameterization`."""
 
 
-class ConvTranspose1dRadial(ByRadial, ConvolutionArguments, nn.ConvTranspose1d):
+class ConvTranspose1dRadial(ByRadial, ConvolutionArguments, like(nn.ConvTranspose1d)):
     """``nn.ConvTranspose1d`` with radial posteriors.
 
     See :class:`ConvTranspose1dReparameterization`.
     """
 
 
-class ConvTranspose2dRadial(ByRadial, ConvolutionArguments, nn.ConvTranspose2d):
+class ConvTranspose2dRadial(ByRadial, ConvolutionArguments, like(nn.ConvTranspose2d)):
     """``nn.ConvTranspose2d`` with radial posteriors.
 
     See :class:`ConvTranspose2dReparameterization`.
     """
 
 
-class ConvTranspose3dRadial(ByRadial, ConvolutionArguments, nn.ConvTranspose3d):
+class ConvTranspose3dRadial(ByRadial, ConvolutionArguments, like(nn.ConvTranspose3d)):
     """``nn.ConvTranspose3d`` with radial posteriors.
 
     See :class:`ConvTranspose3dReparameterization`.
     """
 
 
-class LSTMRadial(ByRadial, LSTMArguments, _Recurrent, nn.LSTM):
+class LSTMRadial(ByRadial, LSTMArguments, like(nn.LSTM)):
     """One layer of ``nn.LSTM`` with radial posteriors; see :class:`LSTMReparameterization`."""
 
 
-class LinearMixture(LinearMixtureArguments, nn.Linear):
+class LinearMixture(LinearMixtureArguments, like(nn.Linear)):
     """``nn.Linear`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`LinearReparameterization`.
     """
 
 
-class Conv1dMixture(ConvolutionMixtureArguments, nn.Conv1d):
+class Conv1dMixture(ConvolutionMixtureArguments, like(nn.Conv1d)):
     """``nn.Conv1d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`Conv1dReparameterization`.
     """
 
 
-class Conv2dMixture(ConvolutionMixtureArguments, nn.Conv2d):
+class Conv2dMixture(ConvolutionMixtureArguments, like(nn.Conv2d)):
     """``nn.Conv2d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`Conv2dReparameterization`.
     """
 
 
-class Conv3dMixture(ConvolutionMixtureArguments, nn.Conv3d):
+class Conv3dMixture(ConvolutionMixtureArguments, like(nn.Conv3d)):
     """``nn.Conv3d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`Conv3dReparameterization`.
     """
 
 
-class ConvTranspose1dMixture(ConvolutionMixtureArguments, nn.ConvTranspose1d):
+class ConvTranspose1dMixture(ConvolutionMixtureArguments, like(nn.ConvTranspose1d)):
     """``nn.ConvTranspose1d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`ConvTranspose1dReparameterization`.
     """
 
 
-class ConvTranspose2dMixture(ConvolutionMixtureArguments, nn.ConvTranspose2d):
+class ConvTranspose2dMixture(ConvolutionMixtureArguments, like(nn.ConvTranspose2d)):
     """``nn.ConvTranspose2d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`ConvTranspose2dReparameterization`.
     """
 
 
-class ConvTranspose3dMixture(ConvolutionMixtureArguments, nn.ConvTranspose3d):
+class ConvTranspose3dMixture(ConvolutionMixtureArguments, like(nn.ConvTranspose3d)):
     """``nn.ConvTranspose3d`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`ConvTranspose3dReparameterization`.
     """
 
 
-class LSTMMixture(LSTMMixtureArguments, _Recurrent, nn.LSTM):
+class LSTMMixture(LSTMMixtureArguments, like(nn.LSTM)):
     """One layer of ``nn.LSTM`` with mixtures of two Normals as posteriors and priors.
 
     See :class:`LSTMReparameterization`.
