@@ -6,14 +6,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import Function, forward_ad
 
 _MIN_SIZE = 1 << 14  # below, to call costs more than a pass
 
 
 def is_transformed() -> bool:
-    """Whether torch compiles or transforms what runs now, and makes a backward of formulas."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether torch traces or transforms what runs now, and differentiates formulas itself.
+
+    It compiles, exports or traces, is inside a ``torch.func`` transform or a level of forward-mode
+    differentiation, or a dispatch mode takes the operations, as that of fake tensors does.
+    """
+    return (
+        torch.compiler.is_compiling()  # first, since a compiler understands no more of this
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the entries of a tensor can be looked at, which those of meta and fake ones cannot."""
+    return not (x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_compiling())
 
 
 def owns(result: Tensor, *added: Tensor) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autograd import has_values
+
 
 def check_positive(**values: float) -> None:
     for name, value in values.items():
@@ -31,8 +33,7 @@ def nan_arguments(
 
 def _has_nan(x: Tensor) -> bool:
     # A sum is several times cheaper than `isnan`, and NaN if any term is.
-    total = x.detach().sum()
-    return bool(total.isnan()) and bool(x.isnan().any())
+    return has_values(x) and bool(x.detach().sum().isnan()) and bool(x.isnan().any())
 
 
 def _name(function: Callable[..., Any] | None, key: str) -> str:

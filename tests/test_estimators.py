@@ -386,7 +386,7 @@ class TestLookup:
         weight = q.rsample()
         first = F.embedding(torch.tensor([3, 5]), weight)
         second = F.embedding(torch.tensor([5, 7]), weight)
-        signs = weight.sample.signs.drawn[2, 1]
+        signs = weight.sample.signs(2, 1, pytest.fail)
         whole = torch.Tensor(weight.sample.value)
         torch.testing.assert_close(first, q.mean[[3, 5]] + (whole - q.mean)[[3, 5]] * signs)
         torch.testing.assert_close(second, q.mean[[5, 7]] + (whole - q.mean)[[5, 7]] * signs)
@@ -622,3 +622,93 @@ class TestRecurrent:
             poutine.condition(layer, draws)(x)
         assert called.count(torch.lstm) == 1
         assert F.linear not in called
+
+
+class TestCalls:
+    """The ways to call a function that is computed by an estimator's rule."""
+
+    def test_products_by_keyword(self):
+        weight, bias = posterior(Flipout(), 3, 4).rsample(), posterior(Flipout(), 3).rsample()
+        x = torch.randn(5, 4, dtype=torch.float64)
+        expected = F.linear(x, weight, bias)
+        torch.testing.assert_close(F.linear(x, bias=bias, weight=weight), expected)
+        torch.testing.assert_close(F.linear(bias=bias, weight=weight, input=x), expected)
+        expected = F.linear(x, weight)
+        for transposed in (
+            weight.mH,
+            weight.swapdims(0, 1),
+            weight.transpose(dim0=-1, dim1=0),
+            torch.adjoint(weight),
+            torch.t(input=weight),
+            torch.transpose(input=weight, dim0=0, dim1=1),
+            torch.swapaxes(weight, 0, axis1=1),
+        ):
+            for product in (
+                torch.matmul(x, other=transposed),
+                torch.matmul(other=transposed, input=x),
+                torch.mm(x, mat2=transposed),
+                torch.mm(mat2=transposed, input=x),
+                x.matmul(other=transposed),
+                x.mm(mat2=transposed),
+            ):
+                torch.testing.assert_close(product, expected)
+        out = torch.empty(5, 3, dtype=torch.float64)
+        torch.matmul(x, weight.T, out=out)
+        torch.testing.assert_close(out, x @ weight.sample.value.T)
+
+    def test_convolutions_lookups_and_recurrent_networks_by_keyword(self):
+        weight = posterior(Flipout(), 3, 2, 3).rsample()
+        x = torch.randn(4, 2, 7, dtype=torch.float64)
+        expected = F.conv1d(x, weight, None, 2, 1)
+        for call in (
+            lambda: F.conv1d(weight=weight, input=x, stride=2, padding=1),
+            lambda: F.conv1d(x, weight=weight, bias=None, padding=1, stride=2),
+        ):
+            torch.testing.assert_close(call(), expected)
+        rows, index = posterior(Flipout(), 6, 4).rsample(), torch.tensor([[0, 1], [5, 1]])
+        expected = F.embedding(index, rows)
+        torch.testing.assert_close(F.embedding(weight=rows, input=index), expected)
+        h = torch.zeros(1, 2, 3, dtype=torch.float64)
+        weights = [posterior(Flipout(), 3, n).rsample() for n in (4, 3)]
+        x = torch.randn(5, 2, 4, dtype=torch.float64)
+        options = (False, 1, 0.0, False, False, False)
+        expected = torch.rnn_tanh(x, h, weights, *options)
+        named = {
+            "has_biases": False,
+            "num_layers": 1,
+            "dropout": 0.0,
+            "train": False,
+            "bidirectional": False,
+            "batch_first": False,
+        }
+        torch.testing.assert_close(torch.rnn_tanh(x, hx=h, params=weights, **named), expected)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 5])
+        del named["batch_first"]
+        sizes = packed.batch_sizes
+        output, _ = torch.rnn_tanh(
+            data=packed.data, batch_sizes=sizes, hx=h, params=weights, **named
+        )
+        torch.testing.assert_close(output.view(5, 2, 3), expected[0])
+
+    @EACH
+    def test_any_integers_are_indices(self, estimator):
+        index = torch.tensor([[0, 1], [5, 1]])
+        for first, second in ((torch.int32, torch.int64), (torch.int64, torch.int32)):
+            weight = posterior(estimator, 6, 4).rsample()
+            if not isinstance(estimator, LocalReparameterization):  # which takes one side alone
+                F.linear(torch.ones(2, 4, dtype=torch.float64), weight)
+            rows = F.embedding(index.to(first), weight)
+            torch.testing.assert_close(F.embedding(index.to(second), weight), rows)
+            weight = posterior(estimator, 6, 4).rsample()
+            rows = F.embedding(index.to(first), weight)
+            torch.testing.assert_close(F.embedding(index.to(second), weight), rows)
+
+    @EACH
+    @pytest.mark.parametrize("size", [(3, 0), (0, 3)])
+    def test_no_features(self, estimator, size):
+        num_in, num_out = size
+        bias = posterior(estimator, num_out)
+        x = torch.ones(2, num_in, dtype=torch.float64)
+        y = F.linear(x, posterior(estimator, num_out, num_in).rsample(), bias.rsample())
+        assert y.shape == (2, num_out)
+        assert num_in or (y != bias.mean).all()

@@ -302,10 +302,10 @@ def test_pyros_predictive_in_parallel(row, kind):
 def weights_of_examples(draw, size):
     """The shared perturbation with a sign for each output and each input channel flipped."""
     sample = draw.sample
-    rows = sample.signs.drawn[size, 0].expand(size, -1)
+    rows = sample.signs(size, 0, pytest.fail).expand(size, -1)
     if draw.dim() == 1:
         return sample.loc + sample.noise * rows
-    columns = sample.signs.drawn[size, 1].expand(size, -1)
+    columns = sample.signs(size, 1, pytest.fail).expand(size, -1)
     flips = rows.unsqueeze(-1) * columns.unsqueeze(-2)
     return sample.loc + sample.noise * flips.reshape(*flips.shape, *(1,) * (draw.dim() - 2))
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ._maps import CONVOLUTIONS, LINEAR, Convolution, LinearMap, Lookup
 from ._sampled import sampled, unsampled
@@ -100,10 +102,15 @@ class Draw(torch.Tensor):
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if func in _PLACES:
+            return func(args[0].sample.loc)
         if func in _TRANSPOSES and _is_transpose(*args, **kwargs):
-            return draw(args[0].sample.mT)
-        if func in _PRODUCTS:
-            left, right = args if func is not torch.Tensor.__rmatmul__ else args[::-1]
+            weight = args[0] if args else kwargs["input"]
+            return draw(weight.sample.mT)
+        if func in _PRODUCTS and "out" not in kwargs:
+            left, right = _factors(*args, **kwargs)
+            if func is torch.Tensor.__rmatmul__:
+                left, right = right, left
             if isinstance(right, Draw) and right.dim() == 2:
                 return linear(left, right.mT)
         if func is torch.Tensor.__deepcopy__:  # torch refuses to copy what has a history
@@ -113,7 +120,13 @@ class Draw(torch.Tensor):
 
 def draw(sample: Sample) -> Draw:
     """The draw that stands for a sample."""
-    result = sample.loc.new_full((), float("nan")).expand(sample.shape).as_subclass(Draw)
+    memory = sample.loc.new_full((), float("nan"))
+    if isinstance(memory, FakeTensor):  # of which torch makes no other subclass
+        with _disable_current_modes():
+            memory = torch.empty((), dtype=memory.dtype, device="meta")
+            result = memory.expand(sample.shape).as_subclass(Draw)
+    else:
+        result = memory.expand(sample.shape).as_subclass(Draw)
     result.sample = sample
     return result
 
@@ -205,31 +218,36 @@ def embedding(
     return meet(Lookup(padding_idx, scale_grad_by_freq, sparse), input, weight)
 
 
-def recurrent(function: Callable[..., Any], *args: Any) -> Any:
+def recurrent(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """One of torch's recurrent networks, whose weights may be draws."""
     from ._recurrent import run  # which needs this module
 
-    return run(function, *args)
+    return run(function, *args, **kwargs)
 
 
-def _is_transpose(x: Tensor, *dims: int, dim0: int = 0, dim1: int = 1) -> bool:
-    dims = dims or (dim0, dim1)
-    return isinstance(x, Draw) and x.dim() == 2 and {d % 2 for d in dims} == {0, 1}
+def _is_transpose(input: Tensor, *dims: int, **named: int) -> bool:
+    dims = dims + tuple(named.values()) or (0, 1)
+    return isinstance(input, Draw) and input.dim() == 2 and {d % 2 for d in dims} == {0, 1}
+
+
+def _factors(input: Tensor, *right: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+    return input, *right, *named.values()  # torch's names of the right one differ
 
 
 _METADATA = {
-    *(
-        getattr(torch.Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "is_cuda")
-    ),
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim")),
     *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "__len__")),
     torch.Tensor.is_floating_point,
     torch.is_floating_point,
 }
+_PLACES = {getattr(torch.Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu")}
 _TRANSPOSES = {
-    *(getattr(torch.Tensor, name).__get__ for name in ("T", "mT")),
-    *(getattr(torch.Tensor, name) for name in ("t", "transpose", "swapaxes")),
-    *(torch.t, torch.transpose, torch.swapaxes),
+    *(getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH")),
+    *(
+        getattr(where, name)
+        for where in (torch, torch.Tensor)
+        for name in ("t", "adjoint", "transpose", "swapaxes", "swapdims")
+    ),
 }
 _PRODUCTS = {
     *(getattr(torch.Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", "mm")),

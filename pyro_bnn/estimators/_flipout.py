@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,9 +93,10 @@ class Noise:
         """The noise of the rows at an index; no other row is drawn."""
         known = self._standard is not None or self._noise is not None
         whole = known or isinstance(self._base, Radial)
-        # What a compiler traces has no shapes that depend on values.
-        if whole or len(self.shape) > 2 or torch.compiler.is_compiling():
+        # What is traced has no shapes that depend on values.
+        if whole or len(self.shape) > 2 or is_transformed():
             return map(index, self.noise)
+        index = index.long()  # other integers are no indices to all functions
         if self._rows is None or self._position is None:
             self._rows = self._randn((0, self.shape[1]))
             self._position = index.new_full(self.shape[:1], -1)
@@ -112,13 +115,16 @@ class Signs:
     """Random signs of the channels of a weight, drawn once for each number of examples."""
 
     def __init__(self) -> None:
-        self.drawn: dict[tuple[int, int], Tensor] = {}
+        # A list, since a compiler makes constants of the keys of a dictionary.
+        self.drawn: list[tuple[int, int, Tensor]] = []
 
-    def __call__(self, num_examples: int, side: int, size: int, like: Tensor) -> Tensor:
-        key = (num_examples, side)
-        if key not in self.drawn:
-            self.drawn[key] = random_signs(num_examples, size, like)
-        return self.drawn[key]
+    def __call__(self, num_examples: int, side: int, make: Callable[[], Tensor]) -> Tensor:
+        for number, other_side, signs in self.drawn:
+            if other_side == side and number == num_examples:
+                return signs
+        signs = make()
+        self.drawn.append((num_examples, side, signs))
+        return signs
 
 
 def random_signs(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ def random_signs(rows: int, columns: int, like: Tensor) -> Tensor:
         signs = F.embedding(words.view(torch.uint8).int(), _SIGNS_OF_BYTES).to(like.dtype)
     else:
         signs = _signs_of_bits(words, 64).to(like.dtype)
-    return signs.view(-1)[: rows * columns].view(rows, columns)
+    return signs.flatten()[: rows * columns].view(rows, columns)
 
 
 def _signs_of_bits(x: Tensor, number: int) -> Tensor:
@@ -190,10 +196,10 @@ class FlipoutSample(Sample):
             noise = self._look_up(map, input, num_examples)
         else:
             size = self.shape[-map.weight_dim :][map.sides[1]]
-            r = self.signs(num_examples, side_in, size, self.loc)
+            r = self._signs(num_examples, side_in, size)
             noise = map(input * map.align_signs(r, input, axis).to(input.dtype), self.noise, fused)
         size = self.shape[-map.weight_dim :][map.sides[0]]
-        s = self.signs(num_examples, side_out, size, self.loc)
+        s = self._signs(num_examples, side_out, size)
         s = map.align_signs(s, noise, axis).to(noise.dtype)
         add = Tensor.addcmul_ if owns(output, noise) else torch.addcmul
         output = add(output, noise, s)
@@ -203,14 +209,18 @@ class FlipoutSample(Sample):
 
     def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
         num_examples, axis = map.examples(input, samples)
-        signs = self.signs(num_examples, 0, self.shape[-1], self.loc)
+        signs = self._signs(num_examples, 0, self.shape[-1])
         return map.align_bias(self.noise) * map.align_signs(signs, output, axis).to(output.dtype)
+
+    def _signs(self, num_examples: int, side: int, size: int) -> Tensor:
+        return self.signs(num_examples, side, lambda: random_signs(num_examples, size, self.loc))
 
     def _look_up(self, map: Lookup, index: Tensor, num_examples: int) -> Tensor:
         noise = self._noise.look_up(map, index)
         # Signs of the columns are enough to decorrelate examples, so those of the many rows are
         # all 1, unless the weight has met an input that is not an index.
-        signs = self.signs.drawn.setdefault((num_examples, 0), self.loc.new_ones(1, 1))
+        signs = self.signs(num_examples, 0, lambda: self.loc.new_ones(1, 1))
         if len(signs) == 1 and signs.shape[1] == 1:
             return noise
-        return noise * signs.gather(1, index.reshape(num_examples, -1)).view(*index.shape, 1)
+        columns = index.reshape(num_examples, -1).long()
+        return noise * signs.gather(1, columns).view(*index.shape, 1)

@@ -78,7 +78,7 @@ class LinearMap(ABC):
         if axis is None:
             return signs.view(size, *(1,) * self.space)
         between = -axis - self.space - 2
-        return signs.view(-1, *(1,) * between, size, *(1,) * self.space)
+        return signs.view(len(signs), *(1,) * between, size, *(1,) * self.space)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ from ._sampled import REMEDY
 State: TypeAlias = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM, each with a row per example
 
 
-def run(function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
+_PADDED = "input hx params has_biases num_layers dropout train bidirectional batch_first".split()
+_PACKED = ["data", "batch_sizes", *_PADDED[1:-1]]
+
+
+def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     """``torch.lstm``, ``gru``, ``rnn_tanh`` or ``rnn_relu``, whose weights may be draws.
 
     The input projections of all steps are one product; the recurrent one is computed step by
@@ -27,7 +31,7 @@ def run(function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
 
     Args:
         function: one of the four.
-        args: its arguments, for padded or for packed sequences.
+        args, kwargs: its arguments, for padded or for packed sequences.
 
     Returns:
         The outputs of the last layer at all steps, and the final states.
@@ -35,6 +39,9 @@ def run(function: Callable[..., Any], *args: Any) -> tuple[Tensor, ...]:
     Raises:
         ValueError: if weights have sample dimensions.
     """
+    if kwargs:
+        names = _PACKED if {"data", "batch_sizes"} & kwargs.keys() else _PADDED
+        args += tuple(kwargs[name] for name in names[len(args) :])
     # Packed sequences come as (data, batch_sizes, hx, ...), padded ones as (input, hx, ...).
     is_packed = isinstance(args[1 if function is torch.lstm else 2], Tensor)
     if is_packed:

@@ -26,8 +26,9 @@ class Repeated:
         self._tokens: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        cast = torch.is_autocast_enabled(input.device.type)
-        if is_transformed() or cast or not (weight.requires_grad and torch.is_grad_enabled()):
+        # A meta device knows no autocast, and has no time to save.
+        is_plain = input.is_meta or torch.is_autocast_enabled(input.device.type)
+        if is_transformed() or is_plain or not (weight.requires_grad and torch.is_grad_enabled()):
             return F.linear(input, weight, bias)
         key = id(weight), id(bias)
         if key not in self._tokens:

@@ -15,6 +15,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import transform_to
 
+from .._autograd import has_values
 from .._parameter_store import OwnParameters
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
@@ -52,7 +53,7 @@ class Posterior(PyroModule):
         estimator: Estimator | None = None,
     ) -> None:
         super().__init__()
-        if not torch.isfinite(loc).all():
+        if has_values(loc) and not torch.isfinite(loc).all():
             raise ValueError("`loc` must be finite: choose another `init_loc_fn`")
         if not all_positive(scale):
             raise ValueError(f"`scale` (={scale}) must be positive and finite")
@@ -196,7 +197,7 @@ def _param(name: str, value: Tensor, **kwargs: Any) -> Tensor:
 
 def all_positive(scale: float | Tensor) -> bool:
     scale = torch.as_tensor(scale)
-    return bool(((scale > 0) & (scale < float("inf"))).all())
+    return not has_values(scale) or bool(((scale > 0) & (scale < float("inf"))).all())
 
 
 def trailing(probs: Tensor, like: Tensor) -> Tensor:
