@@ -28,7 +28,7 @@ def is_transformed() -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether the entries of a tensor can be looked at, which those of meta and fake ones cannot."""
+    """Whether the entries of a tensor can be looked at; meta and fake tensors have none."""
     return not (x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_compiling())
 
 

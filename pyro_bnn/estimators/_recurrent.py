@@ -19,8 +19,9 @@ from ._sampled import REMEDY
 State: TypeAlias = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM, each with a row per example
 
 
-_PADDED = "input hx params has_biases num_layers dropout train bidirectional batch_first".split()
-_PACKED = ["data", "batch_sizes", *_PADDED[1:-1]]
+_OPTIONS = ["hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional"]
+_PADDED = ["input", *_OPTIONS, "batch_first"]
+_PACKED = ["data", "batch_sizes", *_OPTIONS]
 
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
