@@ -1,16 +1,29 @@
 """Bayesian neural networks for Pyro."""
 
-from . import compat, distributions, estimators, guides, infer, nn, posteriors, priors
+from . import (
+    compat,
+    distributions,
+    estimators,
+    guides,
+    infer,
+    likelihoods,
+    nn,
+    posteriors,
+    priors,
+)
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
+from .models import BNN
 
 __version__ = "0.1.0"
 __all__ = [
+    "BNN",
     "bayesianize",
     "compat",
     "distributions",
     "estimators",
     "guides",
     "infer",
+    "likelihoods",
     "nn",
     "posteriors",
     "priors",
