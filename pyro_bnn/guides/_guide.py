@@ -26,7 +26,7 @@ from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
 from ..posteriors._together import distributions
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
-from ._sites import is_handled, module_sites, own_model_parameters
+from ._sites import is_handled, may_observe, module_sites, own_model_parameters
 
 PosteriorFactory = Callable[..., Posterior]
 
@@ -67,8 +67,9 @@ class AutoPosterior(AutoGuide):
         ValueError: at construction if ``init_scale`` is not positive, or ``init_loc_fn`` a
             ``state_dict`` of another network; at the first call if the
             model has no latent sites, a pattern in ``sites`` fits none, a weight is sampled
-            inside a plate that is not in ``plates``, or the call has no observations that tell
-            data from latent variables; at any call if an argument has NaN.
+            inside a plate that is not in ``plates``, or the call has no observations although the
+            model passes ``obs``, so that a site may be latent or data; at any call if an argument
+            has NaN.
     """
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
@@ -105,7 +106,7 @@ class AutoPosterior(AutoGuide):
         for site in known:
             self._weights.add(site["name"])
             if not self._network_plates:
-                self._add(site, self._initial_value(site))
+                self._attach(site["name"], self._made(site, self._initial_value(site)))
         own_model_parameters(model)
 
     # What the guide knows of its sites.
@@ -212,21 +213,22 @@ class AutoPosterior(AutoGuide):
                 f"`{type(self).__name__}(model)` and load its `state_dict`"
             )
         model = self._model
-        self._model = (InitMessenger(self._prototype_value)(model[0]),)
+        suspects: set[str] = set()
+        self._model = (InitMessenger(partial(self._prototype_value, suspects))(model[0]),)
         try:
             super()._setup_prototype(*args, **kwargs)
             trace: Any = self.prototype_trace
             self.prototype_trace = None
         finally:
             self._model = model
-        self._drop_unobserved_data(trace)
+        self._drop_unobserved_data(trace, suspects)
         sites = dict(trace.iter_stochastic_nodes())
         self._check_sites(sites)
-        for name, site in sites.items():
-            if name in self._by_name:
-                self[name].adapt(site["fn"])
-            else:
-                self._add(site, site["value"])
+        new = {n: self._made(s, s["value"]) for n, s in sites.items() if n not in self._by_name}
+        for name in sites.keys() - new.keys():
+            self[name].adapt(sites[name]["fn"])
+        for name, posterior in new.items():
+            self._attach(name, posterior)
         for name in list(trace.nodes):
             if name not in sites:  # these nodes hold the data
                 trace.remove_node(name)
@@ -237,21 +239,27 @@ class AutoPosterior(AutoGuide):
     # Pyro hides observed sites here too, but they tell whether a run had the data.
     _prototype_hide_fn = staticmethod(lambda msg: msg["type"] != "sample" or site_is_subsample(msg))
 
-    def _drop_unobserved_data(self, trace: Any) -> None:
+    def _drop_unobserved_data(self, trace: Any, suspects: set[str]) -> None:
         """Leaves out what a first call without data would take for latent variables."""
         new = [name for name, _ in trace.iter_stochastic_nodes() if name not in self._by_name]
-        if not new or trace.observation_nodes or is_handled(self._model[0]):
+        if trace.observation_nodes or is_handled(self._model[0]):
             return
-        if not self._is_loaded:
+        if self._is_loaded:
+            for name in new:  # what was saved had no posterior for it: it is to be predicted
+                trace.remove_node(name)
+            return
+        unclear = [name for name in new if name in suspects]
+        if unclear:
             raise ValueError(
-                f"the first call of this guide observes nothing, so that {new} may be latent "
-                "variables or the data: call it once with the observations, or load a state_dict"
+                f"the first call of this guide observes nothing, so that {unclear} may be latent "
+                "variables or the data, since `obs` is None in their `pyro.sample`: call it once "
+                "with the observations, or load a state_dict"
             )
-        for name in new:  # what was saved had no posterior for it: it is to be predicted
-            trace.remove_node(name)
 
-    def _prototype_value(self, site: dict[str, Any]) -> Tensor:
+    def _prototype_value(self, suspects: set[str], site: dict[str, Any]) -> Tensor:
         name = site["name"]
+        if may_observe():
+            suspects.add(name)
         if self._is_loaded and name not in self._by_name and name not in self._weights:
             return site["fn"].sample()  # most likely data, to be predicted
         self._check_plates(site)  # here, since the run may not get past the network
@@ -262,8 +270,10 @@ class AutoPosterior(AutoGuide):
         return self._initial_value(site)
 
     def _initial_value(self, site: dict[str, Any]) -> Tensor:
-        with helpful_support_errors(site):
-            return self.init_loc_fn(site).detach()
+        with helpful_support_errors(site), torch.no_grad():
+            value = self.init_loc_fn(site)
+        # Detached only if it must be, since Pyro marks values that reparameterizers may replace.
+        return value.detach() if value.requires_grad else value
 
     def _check_sites(self, sites: dict[str, dict[str, Any]]) -> None:
         if not sites:
@@ -301,8 +311,8 @@ class AutoPosterior(AutoGuide):
                     f"`plates=['{frame.name}']` to the guide"
                 )
 
-    def _add(self, site: dict[str, Any], value: Tensor) -> None:
-        name, fn = site["name"], site["fn"]
+    def _made(self, site: dict[str, Any], value: Tensor) -> Posterior:
+        fn = site["fn"]
         for frame in site["cond_indep_stack"]:
             full = frame.full_size or frame.size
             if full != frame.size:  # a subsampled plate needs parameters for all of it
@@ -312,8 +322,7 @@ class AutoPosterior(AutoGuide):
         scale: Any = default_scale(site) if self.init_scale is None else self.init_scale
         scale = scale(site, value) if callable(scale) else scale
         with helpful_support_errors(site):
-            posterior = self._make(site, value, scale)
-        self._attach(name, posterior)
+            return self._make(site, value, scale)
 
     def _is_weight(self, site: dict[str, Any]) -> bool:
         name, fn = site["name"], site["fn"]

@@ -35,6 +35,7 @@ def init_to_fan_in(site: dict[str, Any] | None = None) -> Any:
     value = torch.zeros_like(fn.sample())
     if fn.event_dim > 1:
         value.uniform_(-1, 1).div_(math.sqrt(_fan_in(fn)))
+    value._pyro_custom_init = False  # type: ignore[attr-defined]
     return value
 
 

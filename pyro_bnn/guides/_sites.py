@@ -15,6 +15,8 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.nn.module import _make_name
 from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.reparam_messenger import ReparamHandler
+from pyro.poutine.trace_messenger import TraceHandler
 from torch import nn
 
 from .._parameter_store import own_parameters
@@ -88,6 +90,21 @@ def is_handled(model: Callable[..., Any]) -> bool:
     return bool(_unwrap(model)[0])
 
 
+def may_observe() -> bool:
+    """Whether the code that calls the running ``pyro.sample`` passes ``obs`` to such a call.
+
+    Pyro does not tell ``obs=None`` from no ``obs``, but the code of a function lists the keywords
+    that it passes.
+    """
+    caller, frame = None, inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is pyro.sample.__code__:  # of several, the model's encloses a handler's
+            caller = frame.f_back
+        frame = frame.f_back
+    keywords = () if caller is None else caller.f_code.co_consts
+    return any(isinstance(names, tuple) and "obs" in names for names in keywords)
+
+
 def pyro_modules(root: nn.Module) -> list[PyroModule]:
     """All PyroModules of a network, checked to share names and context with their root."""
     modules = []
@@ -129,9 +146,12 @@ def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
     while True:
         if isinstance(model, _bound_partial):
             model = model.func
-        elif isinstance(model, partial) and isinstance(model.args[0], Messenger):
+        elif isinstance(model, partial) and isinstance((*model.args, None)[0], Messenger):
             handlers.append(model.args[0])
             model = model.args[1]
+        elif isinstance(model, (ReparamHandler, TraceHandler)):
+            handlers.append(model.msngr)
+            model = model.fn
         else:
             return handlers, model
 
@@ -153,5 +173,7 @@ def _latent_sites(handlers: list[Messenger], name: str, fn: Any, prior: Any) -> 
 
 
 def _placeholder(site: dict[str, Any]) -> torch.Tensor:
-    """A value that costs nothing."""
-    return torch.zeros(()).expand(site["fn"].shape())
+    """A value that costs nothing, and that reparameterizers may replace."""
+    value = torch.zeros(()).expand(site["fn"].shape())
+    value._pyro_custom_init = False  # type: ignore[attr-defined]
+    return value
