@@ -19,6 +19,11 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
+def check_kl_weight(value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`kl_weight` (={value}) must be finite and not negative")
+
+
 def nan_arguments(
     function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
 from ..nn._layer import SitePrior
 from ..posteriors import Posterior
 from ..posteriors._together import distributions
+from ._training import ReturnsKL
 from ._twin import twin
 
 
-class Standalone(nn.Module):
+class Standalone(ReturnsKL):
     r"""Runs a network on the posteriors of a guide, without Pyro's runtime: ``out, kl = m(x)``.
 
     .. math:: \mathrm{kl} = \sum_{\text{sites}} KL(q \Vert p)
@@ -39,14 +41,17 @@ class Standalone(nn.Module):
         sample: whether to draw weights, or to use the mean of each posterior (the median where
             a prior has a constraint). An attribute that may be assigned at any time, independent
             of ``train()`` and ``eval()``.
+        kl_weight: factor of the KL divergence that is returned, at least 0; 1 for the ELBO. May be
+            assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
-        From a call: the output of ``net``, and the divergence, a scalar.
+        From a call: the output of ``net``, and the divergence times ``kl_weight``, a scalar.
 
     Raises:
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
         ValueError: if the network has no random weights, or one without a posterior in the
-            guide; in the first call, if the network calls ``pyro.sample`` itself.
+            guide, or if ``kl_weight`` is negative or not finite; in the first call, if the network
+            calls ``pyro.sample`` itself.
 
     Example:
         >>> net = BayesianLinear(3, 2)
@@ -60,8 +65,15 @@ class Standalone(nn.Module):
     _late: set[int]  # sites whose divergence has no formula, or a prior that depends on draws
     _checked: bool
 
-    def __init__(self, net: nn.Module, guide: AutoPosterior, *, sample: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        net: nn.Module,
+        guide: AutoPosterior,
+        *,
+        sample: bool = True,
+        kl_weight: float = 1.0,
+    ) -> None:
+        super().__init__(kl_weight)
         check_posteriors(net, guide)
         self.net = net
         self.guide = guide
@@ -91,7 +103,10 @@ class Standalone(nn.Module):
         finally:
             for _, module, key in sites:
                 module.__dict__.pop(key, None)
-        return output, kl
+        return output, self._weighted(kl)
+
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        return (self.guide[name] for name in self.guide)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._checked or torch.compiler.is_compiling():

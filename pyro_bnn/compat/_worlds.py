@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,11 @@ from ..infer._kl import add_up, total_kl
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ..posteriors._together import distributions
+from ._training import ReturnsKL
 from ._variational import VariationalLayer, state_to_pickle
 
 
-class WithKL(nn.Module):
+class WithKL(ReturnsKL):
     r"""A network of layers of :mod:`pyro_bnn.compat` that returns ``(output, kl)`` as a whole.
 
     From then on the layers return their outputs alone, as torch's do, so that they fit into
@@ -30,13 +31,15 @@ class WithKL(nn.Module):
 
     Args:
         net: a network with such layers, however deep inside; shared, not copied.
+        kl_weight: factor of the KL divergence that is returned, at least 0; 1 for the ELBO. May be
+            assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
         From a call: the output of ``net``, and the sum of the divergences of all layers, each once,
-        a scalar.
+        times ``kl_weight``, a scalar.
 
     Raises:
-        ValueError: if the network has no such layer.
+        ValueError: if the network has no such layer, or ``kl_weight`` is negative or not finite.
 
     Example:
         >>> net = torch.nn.Sequential(LinearFlipout(3, 4), torch.nn.ReLU(), LSTMRadial(4, 2))
@@ -45,8 +48,8 @@ class WithKL(nn.Module):
         (torch.Size([5, 7, 2]), torch.Size([]))
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, net: nn.Module, *, kl_weight: float = 1.0) -> None:
+        super().__init__(kl_weight)
         for _, layer in _layers(net):
             layer.dnn_to_bnn_flag = True
         self.net = net
@@ -62,10 +65,13 @@ class WithKL(nn.Module):
                 layer.__dict__["_given"] = posteriors
             # First, as in `Standalone`, since autograd goes backwards.
             kl = _total(given)
-            return self.net(*args, **kwargs), kl
+            return self.net(*args, **kwargs), self._weighted(kl)
         finally:
             for layer, _ in given:
                 layer.__dict__.pop("_given", None)
+
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        return (q for _, layer in _layers(self.net) for q in layer._posteriors.values())
 
     def __getstate__(self) -> dict[str, Any]:
         return state_to_pickle(self)

@@ -59,6 +59,12 @@ def own_samples(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield key, fn
 
 
+def model_parameters(model: Callable[..., Any]) -> Iterator[nn.Parameter]:
+    """The parameters of the modules that a model is, or refers to; maybe of no use to it."""
+    for root in _referred_modules(_unwrap(model)[1], nn.Module):
+        yield from root.parameters()
+
+
 def own_state(model: Callable[..., Any]) -> dict[str, torch.Tensor]:
     """The deterministic parameters and buffers of a model's modules, by name."""
     roots = [m for m in _referred_modules(_unwrap(model)[1]) if isinstance(m, nn.Module)]
@@ -123,22 +129,20 @@ def pyro_modules(root: nn.Module) -> list[PyroModule]:
     return modules
 
 
-def _referred_modules(function: Any) -> list[nn.Module]:
-    """The modules that a function is, is a method of, or names in its body."""
+def _referred_modules(function: Any, kind: type[nn.Module] = PyroModule) -> list[nn.Module]:
+    """The modules that a function is, is a method of, or names in its body if of that kind."""
     if isinstance(function, nn.Module):
         return [function]
     if isinstance(function, partial):
         candidates = [function.func, *function.args, *function.keywords.values()]
-        return [m for c in candidates for m in _referred_modules(c)]
+        return [m for c in candidates for m in _referred_modules(c, kind)]
     if inspect.ismethod(function):
-        return _referred_modules(function.__self__)
+        return _referred_modules(function.__self__, kind)
     if not inspect.isfunction(function):
         return []
     names = inspect.getclosurevars(function)
     referred = {id(v): v for v in {**names.globals, **names.nonlocals}.values()}
-    return [
-        v for v in referred.values() if isinstance(v, PyroModule) and not isinstance(v, AutoGuide)
-    ]
+    return [v for v in referred.values() if isinstance(v, kind) and not isinstance(v, AutoGuide)]
 
 
 def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:

@@ -20,7 +20,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .._validation import nan_arguments
+from .._validation import check_kl_weight, nan_arguments
 from ..distributions._divergence import normal_kl
 from ..estimators._estimator import normals
 from ._kl import add_up, analytic_kl, is_small, joint_kl
@@ -64,8 +64,7 @@ class TraceKL_ELBO(Trace_ELBO):
 
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise ValueError(f"`kl_weight` (={value}) must be finite and not negative")
+        check_kl_weight(value)
         self._kl_weight = value
 
     def _get_trace(

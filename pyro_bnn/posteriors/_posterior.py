@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -44,6 +44,8 @@ class Posterior(PyroModule):
     """
 
     kept: Tensor | None
+    #: Names of the parameters that are scales, for which a guide has a learning rate apart.
+    SCALES: ClassVar[tuple[str, ...]] = ("scale",)
 
     def __init__(
         self,
@@ -122,6 +124,11 @@ class Posterior(PyroModule):
         Raises:
             NotImplementedError: if the family has none in closed form.
         """
+
+    def scales(self) -> dict[str, Tensor]:
+        """The unconstrained parameters of the scales, by the names of the constrained ones."""
+        parameters: Any = self._parameters
+        return {name: parameters[name + "_unconstrained"] for name in self.SCALES}
 
     # Pruning.
 

@@ -1,0 +1,64 @@
+"""What training needs of a module that returns ``(output, kl)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._validation import check_kl_weight
+from ..posteriors import Posterior
+from ..posteriors._groups import parameter_groups
+
+
+class ReturnsKL(nn.Module):
+    """Base class of modules that return ``(output, kl)``: the weight of the KL, and groups.
+
+    Args:
+        kl_weight: factor of the KL divergence that is returned.
+    """
+
+    _kl_factor: Tensor
+    _kl_weight: float
+
+    def __init__(self, kl_weight: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("_kl_factor", torch.ones(()), persistent=False)
+        self.kl_weight = kl_weight
+
+    @property
+    def kl_weight(self) -> float:
+        """The factor of the KL divergence that a call returns."""
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        check_kl_weight(value)
+        self.__dict__["_kl_weight"] = value
+        self._kl_factor.fill_(value)
+
+    def parameter_groups(self, lr: float, scale_lr: float) -> list[dict[str, Any]]:
+        """The parameters in groups for a torch optimizer, the scales of posteriors apart.
+
+        Args:
+            lr: learning rate of the means and of all other parameters.
+            scale_lr: learning rate of the scales of posteriors.
+
+        Returns:
+            Groups with ``params`` and ``lr``, which have every trainable parameter once; frozen
+            ones (``requires_grad=False``) are left out.
+
+        Raises:
+            ValueError: if a rate is not positive and finite.
+        """
+        return parameter_groups(self.parameters(), self._trained_posteriors(), lr, scale_lr)
+
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        raise NotImplementedError
+
+    def _weighted(self, kl: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # a number would be compiled in, again at each change
+            return kl * self._kl_factor
+        return kl if self._kl_weight == 1 else kl * self._kl_weight
