@@ -35,7 +35,6 @@ from steps import Model, pyro_adam, train
 from torch import Tensor, nn
 from workloads import NUM_DATA, WORKLOADS, Workload
 
-from pyro_bnn.distributions._divergence import sum_of_logs
 from pyro_bnn.estimators._products import product
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.posteriors._together import distributions
@@ -72,7 +71,7 @@ def parts(workload: Workload) -> dict[str, Step]:
         "gradients": train(with_products, replace(workload, has_optimizer=False), "cpu"),
         "Adam": adam(positive),
         "softplus": softplus,
-        "log": lambda: [sum_of_logs(x) for x in positive],
+        "log": lambda: [x.log().sum() for x in positive],
         "normals, weights": lambda: [torch.randn(shape) for shape in shapes],
         "normals, outputs": lambda: [torch.randn(shape) for shape in outputs],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -15,22 +16,22 @@ from torch.distributions import Normal, kl_divergence
 from pyro_bnn import bayesianize
 from pyro_bnn._autograd import owns, square
 from pyro_bnn.compat import Standalone
-from pyro_bnn.distributions import mixture_kl_bound
+from pyro_bnn.distributions import NormalMixture, mixture_kl_bound
 from pyro_bnn.distributions._divergence import (
     gaussian_divergence,
     normal_kl,
-    sum_of_logs,
-    sum_of_squares,
     trusted_normal,
 )
 from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
+from pyro_bnn.distributions._normal_mixture import summed_mixture_kl_bound
 from pyro_bnn.estimators._flipout import random_signs
 from pyro_bnn.estimators._lrt import _with_noise
 from pyro_bnn.estimators._products import _Product, product
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
 from pyro_bnn.estimators._repeated import Repeated
-from pyro_bnn.guides import AutoReparameterization
+from pyro_bnn.guides import AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.posteriors import MixturePosterior
 from pyro_bnn.priors import ScaleMixture
 
@@ -53,10 +54,8 @@ def test_divergence_has_the_gradients_of_its_formula(share, prior_shape, is_larg
 
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs)
-    loc, scale, prior_loc, prior_scale = inputs
-    expected = (prior_scale / scale).log() + (share * scale**2 + (loc - prior_loc) ** 2) / (
-        2 * prior_scale**2
-    )
+    loc, scale, *_ = inputs
+    expected = terms(*inputs, share)
     torch.testing.assert_close(f(*inputs), expected.sum())
     by_row = torch.func.vmap(torch.func.grad(f), (0, 0, None, None))
     many = (loc.detach().expand(4, 3, 2), scale.detach().expand(4, 3, 2))
@@ -76,19 +75,150 @@ def test_divergence_from_a_fixed_scalar_prior(center):
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs)
     loc, scale = inputs
-    expected = (prior[1] / scale).log() + (scale**2 + (loc - center) ** 2) / (2 * prior[1] ** 2)
+    expected = terms(loc, scale, *prior)
     torch.testing.assert_close(f(*inputs), expected.sum() + 2)
 
 
-def test_divergence_of_many_weights_keeps_its_digits():
-    # A running sum in float32 would be off by 1e-4 here.
+def weights(kind, size):
+    """Means and scales that are alike, that differ, that are near to a prior N(m, 0.3), or both."""
     torch.manual_seed(0)
-    loc, scale = 0.05 * torch.randn(10_000_000) + 0.1, 0.01 * torch.rand(10_000_000) + 1e-3
-    prior = Normal(torch.zeros(()).expand_as(loc), torch.ones(()).expand_as(loc))
-    exact = kl_divergence(Normal(loc.double(), scale.double()), Normal(0.0, 1.0)).sum()
-    kl = normal_kl(trusted_normal(loc, scale), prior)
-    assert kl.dtype == torch.float32
-    assert abs(kl / exact - 1) < 2e-7
+    noise = torch.randn(size)
+    return {
+        "constant": lambda: (torch.full((size,), 0.123), torch.full((size,), 0.0377)),
+        "a bit narrower": lambda: (torch.zeros(size), torch.full((size,), 0.27)),
+        "random": lambda: (noise, torch.rand(size) + 0.01),
+        "trained": lambda: (0.05 * noise, 0.01 * torch.rand(size) + 1e-3),
+        "collapsed": lambda: (1e-3 * noise, 0.3 * (1 + 1e-2 * torch.rand(size))),
+        "mixed": lambda: (noise * (noise > 0), torch.where(noise > 0, 1e-6, 0.3)),
+        "tiny": lambda: (noise, torch.full((size,), 1e-37)),
+    }[kind]()
+
+
+WEIGHTS = ["constant", "a bit narrower", "random", "trained", "collapsed", "mixed", "tiny"]
+
+
+def terms(loc, scale, prior_loc, prior_scale, share=1.0):
+    """What cancels in the divergence of each entry, in double precision."""
+    loc, scale, prior_loc, prior_scale = (
+        torch.as_tensor(t).double() for t in (loc, scale, prior_loc, prior_scale)
+    )
+    return torch.stack(
+        [
+            (prior_scale / scale).log(),
+            0.5 * share * ((scale / prior_scale).square() - 1),
+            0.5 * ((loc - prior_loc) / prior_scale).square(),
+        ]
+    )
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-3])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("size", [100, 20_000, 300_001])
+def test_divergence_keeps_its_digits(kind, size, share):
+    """Also where all entries are rounded to the same side, and sums are of terms that cancel."""
+    loc, scale = weights(kind, size)
+    for prior_loc, prior_scale in (
+        (torch.tensor(0.0), torch.tensor(0.3)),
+        (torch.tensor(0.1), torch.tensor(1.0)),
+        (0.1 * loc, torch.linspace(0.2, 0.4, size)),
+    ):
+        prior = prior_loc.expand(size), prior_scale.expand(size)
+        kl = gaussian_divergence(loc, scale, *prior, share)
+        exact = terms(loc, scale, prior_loc, prior_scale, share)
+        assert kl.dtype == torch.float32
+        assert abs(kl.item() - exact.sum()) < 5e-7 * exact.abs().sum()
+
+
+@pytest.mark.parametrize("scale", [0.9, 0.0377, 0.3])
+def test_divergence_of_many_weights_keeps_its_digits(scale):
+    parameters = [torch.tensor(t) for t in (0.0377, scale, 0.1, 1.0)]
+    many = [t.expand(10_000_000) for t in parameters]
+    exact = 10_000_000 * terms(*parameters)
+    kl = gaussian_divergence(*(t.contiguous() for t in many[:2]), *many[2:])
+    assert abs(kl.item() - exact.sum()) < 5e-7 * exact.abs().sum()
+    assert kl.item() == pytest.approx(exact.sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 10_000_000])
+def test_equal_distributions_have_no_divergence(size):
+    for loc, scale in ((0.0, 0.1), (0.3, 0.0377)):
+        q = trusted_normal(torch.full((size,), loc), torch.full((size,), scale))
+        p = Normal(torch.tensor(loc).expand(size), torch.tensor(scale).expand(size))
+        assert normal_kl(q, p) == 0
+    q = Normal(torch.randn(20_000), torch.rand(20_000) + 0.01)
+    assert normal_kl(q, q) == 0
+
+
+@pytest.mark.parametrize("make", [AutoReparameterization, AutoRadial, AutoMixture])
+@pytest.mark.parametrize("prior", [dist.Normal(0.3, 0.7), ScaleMixture(0.4, 1.0, 0.1)])
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_divergence_of_a_network_keeps_its_digits(make, prior, is_pruned):
+    """A large weight and small ones, of which all entries are alike."""
+    if make is AutoRadial and isinstance(prior, ScaleMixture):
+        prior = dist.Normal(0.0, 1.0)
+    sizes = (700, 300), (300, 9), (9, 9), (9, 9)
+    net = bayesianize(nn.Sequential(*(nn.Linear(*size) for size in sizes)), prior, prior)
+    guide = make(net, init_loc_fn=lambda s: torch.zeros(s["fn"].shape()), init_scale=0.5)
+    if is_pruned:
+        for name in guide:
+            shape = guide[name].median().shape
+            guide[name].prune((torch.arange(shape.numel()) % 3 > 0).view(shape))
+
+    def model(x):
+        pyro.sample("obs", dist.Normal(0 * net(x).sum(), 1.0), obs=x.new_zeros(()))
+
+    x = torch.zeros(1, 700)
+    with torch.no_grad():
+        kl = Standalone(net, guide)(x)[1].item()
+        loss = TraceKL_ELBO().loss(model, guide, x) - 0.5 * math.log(2 * math.pi)
+        exact = Standalone(net.double(), guide.double())(x.double())[1].item()
+    error = 1e-6 * (exact + sum(guide[name].median().numel() for name in guide))
+    assert abs(kl - exact) < error
+    assert abs(loss - exact) < error
+
+
+@pytest.mark.parametrize("make", [AutoReparameterization, AutoRadial, AutoMixture])
+def test_compiled_divergences_are_summed_in_double_precision(make):
+    """What torch compiles for a CPU adds one term after the other, and would lose digits."""
+    net = BayesianLinear(30, 20, bias=False)
+    sums = []
+
+    def record(graph, inputs):
+        nodes = (node for node in graph.graph.nodes if node.target == "sum")
+        values = lambda node: node.meta["example_value"].numel()
+        sums.extend(n for n in nodes if values(n) == 1 and values(n.args[0]) > 1)
+        return graph
+
+    model = torch.compile(Standalone(net, make(net)), fullgraph=True, backend=record)
+    assert model(torch.zeros(1, 30))[1].dtype == torch.float32
+    assert sums
+    assert all(node.kwargs["dtype"] == torch.float64 for node in sums)
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+@pytest.mark.parametrize("wants_grad", [False, True])
+def test_bound_on_mixtures_keeps_its_digits(size, wants_grad):
+    parameters = {
+        "near": ([0.1, -0.1], [0.05, 0.0377]),
+        "far": ([2.0, -2.0], [0.1, 0.1]),
+        "spike": ([0.0, 0.0], [1.0, 0.0025]),
+    }
+
+    def mixture(kind, size, dtype):
+        logits, loc, scale = (
+            torch.tensor(t).to(dtype).repeat(size, 1) for t in ([0.3, -0.2], *parameters[kind])
+        )
+        return NormalMixture(logits=logits, loc=loc, scale=scale)
+
+    for q, p in (("near", "near"), ("near", "spike"), ("spike", "near"), ("far", "spike")):
+        own = mixture(q, size, torch.float32)
+        own.loc.requires_grad_(wants_grad)
+        bound = summed_mixture_kl_bound(own, mixture(p, size, torch.float32)).item()
+        single = mixture_kl_bound(mixture(q, 1, torch.double), mixture(p, 1, torch.double))
+        assert abs(bound / size - single.item()) < 1e-6 * (single.item() + 1)
+    far = mixture("far", size, torch.float32)
+    far.loc.requires_grad_(wants_grad)
+    assert abs(summed_mixture_kl_bound(far, far)) < 1e-9 * size
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -104,12 +234,6 @@ def test_divergence_in_low_precision_is_that_of_the_rounded_parameters(dtype):
     (grad,) = torch.autograd.grad(kl, loc)
     assert grad.dtype == dtype
     assert torch.equal(grad, loc)
-
-
-def test_equal_distributions_have_no_divergence():
-    scale = torch.rand(1000) + 0.01
-    loc = torch.randn(1000)
-    assert abs(normal_kl(trusted_normal(loc, scale), Normal(loc, scale))) < 1e-3
 
 
 def test_scaled_noise_has_the_gradient_of_the_root():
@@ -186,23 +310,6 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
     own, others = torch.autograd.grad(joint.drawn[1].sum(), [scales[1], scales[0]])
     assert own.all()
     assert not others.any()
-
-
-@pytest.mark.parametrize("size", [3, 40_003])
-@pytest.mark.parametrize("scale", [1e-38, 1e-12, 4e-6, 0.1, 1e38])
-def test_sum_of_logs_where_products_leave_the_range_of_the_format(size, scale):
-    x = scale * (torch.rand(size) + 1)
-    assert sum_of_logs(x) == pytest.approx(x.double().log().sum().item(), rel=1e-6)
-    assert sum_of_logs(torch.cat([x, torch.zeros(1)])) == -torch.inf
-    assert math.isnan(sum_of_logs(torch.cat([torch.full((1,), torch.nan), x])))
-    same = torch.full((size,), scale)  # whose products are all rounded to the same side
-    assert sum_of_logs(same) == pytest.approx(same.double().log().sum().item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("size", [0, 3, 1 << 20])
-def test_sum_of_squares_in_blocks(size):
-    x = torch.randn(size + 1)[1:]
-    assert sum_of_squares(x) == pytest.approx(x.double().square().sum().item(), rel=2e-6)
 
 
 def use_other_library(monkeypatch):

@@ -1,8 +1,10 @@
-"""Normals without ceremony: made without checks, their divergence one operation."""
+"""Normals made without checks, and the KL divergence of all entries as one operation."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,8 +17,8 @@ from .._autograd import is_transformed
 
 # Above this size, gradients of means and scales are not in memory at the same time.
 _MAX_TOGETHER = 1 << 20
-_MIN_PRODUCTS = 1 << 12  # below, to call costs more than logarithms
-_BLOCK = 1 << 18  # a longer dot product loses digits on a CPU
+_MIN_PRODUCTS = 1 << 11  # below, to call costs more than logarithms
+_BLOCK = 1 << 16  # results in between of so many entries stay in the cache of a CPU
 
 
 def trusted_normal(loc: Tensor, scale: Tensor) -> dist.Normal:
@@ -28,8 +30,8 @@ def trusted_normal(loc: Tensor, scale: Tensor) -> dist.Normal:
 
 
 def normal_kl(q: Normal, p: Normal) -> Tensor:
-    """The divergence of all entries together, a scalar in nats."""
-    return gaussian_divergence(q.loc, q.scale, p.loc, p.scale, constant=-0.5 * q.loc.numel())
+    """The KL divergence of all entries together, a scalar in nats."""
+    return gaussian_divergence(q.loc, q.scale, p.loc, p.scale)
 
 
 def gaussian_divergence(
@@ -40,9 +42,14 @@ def gaussian_divergence(
     share: float = 1.0,
     constant: float = 0.0,
 ) -> Tensor:
-    r"""Sum over all entries of what depends on the parameters in the divergence from a Normal.
+    r"""Sum over all entries of what depends on the parameters in the KL divergence from a Normal.
 
-    .. math:: a + \sum_i \log\frac{s_i}{\sigma_i} + \frac{c\,\sigma_i^2 + (\mu_i - m_i)^2}{2 s_i^2}
+    .. math::
+        a + \sum_i \log\frac{s_i}{\sigma_i} + \frac c2 \Big(\frac{\sigma_i^2}{s_i^2} - 1\Big)
+        + \frac{(\mu_i - m_i)^2}{2 s_i^2}
+
+    Each entry's part of it is computed from :math:`\sigma_i / s_i - 1` and
+    :math:`(\mu_i - m_i) / s_i`, so that nothing is left where the two distributions are the same.
 
     Args:
         loc, scale: :math:`\mu` and :math:`\sigma` of the posterior.
@@ -78,67 +85,96 @@ def _divergence(
     constant: float,
 ) -> Tensor:
     """The part of the means, the part of the scales, or both."""
-    # Few calls for small weights, and few passes over large ones, whose priors are scalars.
-    is_scalar = prior_scale.dim() == 0
-    squares: Any = 0.0
-    total: Any = constant
+    parts = []
     if loc is not None:
-        deviation = _centered(loc, prior_loc)
-        squares = sum_of_squares(deviation if is_scalar else deviation / prior_scale)
+        parts.append(_by_blocks(_sum_of_means, loc, prior_loc, prior_scale))
     if scale is not None:
-        ratio = scale if is_scalar else scale / prior_scale
-        squares = squares + share * sum_of_squares(ratio)
-        total = total - sum_of_logs(ratio)
-    if is_scalar:
-        log, precision = _log_and_precision(prior_scale)
-        squares = squares * precision
-        total = total if scale is None else total + scale.numel() * log
-    total = total + 0.5 * squares
-    if isinstance(total, Tensor):
-        return total
-    own: Any = scale if loc is None else loc
-    return torch.full((), total, dtype=torch.result_type(own, prior_scale))
+        parts.append(_by_blocks(partial(_sum_of_scales, share), scale, prior_scale) + constant)
+    return sum(parts[1:], parts[0])
 
 
-def sum_of_squares(x: Tensor) -> Any:
-    """``x.square().sum()``, in one pass that needs no memory; a number on a CPU."""
-    if is_transformed():
-        return x.square().sum()
-    x = x.reshape(-1)
-    if x.numel() <= _BLOCK or not x.is_cpu:
-        return _number(torch.dot(x, x))
-    return sum(torch.dot(block, block).item() for block in x.split(_BLOCK))
+def _by_blocks(total: Callable[..., Tensor], x: Tensor, *priors: Tensor) -> Tensor:
+    """The sum of what a function returns for each block, so that its memory is bounded."""
+    if x.numel() <= _BLOCK or is_transformed():
+        return total(x, *priors)
+    size = _BLOCK if x.is_cpu else _MAX_TOGETHER
+    blocks = (
+        t.expand_as(x).reshape(-1).split(size) if t.dim() else repeat(t) for t in (x, *priors)
+    )
+    return torch.stack([total(*block) for block in zip(*blocks, strict=False)]).sum()
 
 
-def sum_of_logs(x: Tensor) -> Any:
-    """``x.log().sum()``, on a CPU a number, from an eighth as many logarithms."""
+def sum_of_squares(x: Tensor) -> Tensor:
+    """``x.square().sum()``."""
+    return _by_blocks(lambda block: exact_sum(block.square()), x)
+
+
+def sum_of_logs(x: Tensor) -> Tensor:
+    """``x.log().sum()``."""
+
+    def total(block: Tensor) -> Tensor:
+        logs = _from_products(block)
+        return exact_sum(block.log()) if logs is None else logs
+
+    return _by_blocks(total, x)
+
+
+def _from_products(x: Tensor) -> Tensor | None:
+    """``x.log().sum()`` from an eighth as many logarithms, if that is about as exact.
+
+    Products are rounded, which is much where their logarithms are next to nothing, and they may
+    leave the range of the format.
+    """
     size = x.numel() // 8
     if size < _MIN_PRODUCTS or not x.is_cpu or is_transformed():
-        return _number(x.log().sum())
-    flat = x.reshape(-1)
-    products = flat[: 8 * size].view(8, size).prod(0)
-    smallest = products.amin().item()
-    total = products.log_().sum().item()
-    if x.numel() % 8:
-        total += flat[8 * size :].log().sum().item()
-    # Products may leave the range of the format, or lose digits, where their factors do not.
-    is_exact = smallest >= torch.finfo(x.dtype).tiny and math.isfinite(total)
-    return total if is_exact else x.log().sum().item()
+        return None
+    x = x.reshape(-1)
+    products = x[: 8 * size].view(8, size).prod(0)
+    low, high = products.aminmax()
+    if not (low >= torch.finfo(x.dtype).tiny and high <= 0.125):
+        return None
+    return products.log_().sum() + x[8 * size :].log().sum()
 
 
-def _number(x: Tensor) -> Any:
+def number(x: Tensor) -> Any:
     """A scalar as a number, where that waits for nothing: Python computes faster, in double."""
     return x.item() if x.is_cpu and not is_transformed() else x
 
 
-def _log_and_precision(scale: Tensor) -> tuple[Any, Any]:
-    number = _number(scale)
-    if isinstance(number, float) and number > 1e-100:
-        return math.log(number), number**-2
-    return scale.log(), scale.square().reciprocal()
+def _sum_of_means(loc: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    return 0.5 * exact_sum((centered(loc, prior_loc) / prior_scale).square())
 
 
-def _centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
+def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
+    ratio = scale / prior_scale
+    squares, logs = share * _half_excess(ratio), _from_products(ratio)
+    return exact_sum(squares - ratio.log()) if logs is None else squares.sum() - logs
+
+
+def _half_excess(ratio: Tensor) -> Tensor:
+    """Half of what its square exceeds 1 by."""
+    excess = ratio - 1  # exact near 1, where the terms of the divergence cancel
+    return torch.addcmul(excess, excess, excess, value=0.5)
+
+
+def entry_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """The KL divergence of each entry."""
+    deviation, ratio = (loc - prior_loc) / prior_scale, scale / prior_scale
+    return torch.add(_half_excess(ratio) - ratio.log(), deviation.square(), alpha=0.5)
+
+
+def exact_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """``x.sum(dims)`` that keeps its digits, also where all entries are rounded to the same side.
+
+    Torch adds pairs, then pairs of pairs, and so on; a dot product, or what torch compiles for a
+    CPU, adds one after the other.
+    """
+    if torch.compiler.is_compiling() and not x.is_mps:
+        return x.sum(dims, dtype=torch.float64).to(x.dtype)
+    return x.sum(dims)
+
+
+def centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
     """``loc - prior_loc``, which most often is ``loc``."""
     if prior_loc.dim() or not prior_loc.is_cpu or prior_loc.requires_grad or is_transformed():
         return loc - prior_loc
@@ -161,7 +197,7 @@ class _Divergence(Function):
         by_loc = by_scale = by_prior_loc = by_prior_scale = None
         weight = grad / prior_scale.square()
         if loc is not None:
-            by_loc = _centered(loc, prior_loc) * weight
+            by_loc = centered(loc, prior_loc) * weight
         if scale is not None:
             by_scale = scale * (weight if ctx.share == 1 else ctx.share * weight)
             by_scale = by_scale.addcdiv_(grad, scale, value=-1)

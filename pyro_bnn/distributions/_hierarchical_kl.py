@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
 from .._autograd import is_transformed
-from ._divergence import _centered, _number, innermost, sum_of_logs, sum_of_squares
+from ._divergence import centered, exact_sum, innermost, number, sum_of_logs, sum_of_squares
 from ._hierarchical_normal import HierarchicalNormal, wide
 from ._normal_mixture import (
     NormalMixture,
@@ -130,7 +130,7 @@ def _formula(
 ) -> Tensor:
     moment = (loc - prior_loc).square() + share * scale.square()
     density = p.expected_log_density(0.5 * p.group_sum(moment), p.group_size)
-    return (-wide(scale.log().sum()) - entropy - density).to(loc.dtype)
+    return (-wide(exact_sum(scale.log())) - entropy - density).to(loc.dtype)
 
 
 class _Bound(Function):
@@ -140,15 +140,16 @@ class _Bound(Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         loc, scale, prior_loc, p, share, entropy = args
         ctx.args = args[3:]
-        deviation = _centered(loc, prior_loc)
+        deviation = centered(loc, prior_loc)
         if p.group_shape.numel() == 1:
-            half = 0.5 * (sum_of_squares(deviation) + share * sum_of_squares(scale))
+            squares, variances = (number(sum_of_squares(x)) for x in (deviation, scale))
+            half = 0.5 * (squares + share * variances)
         else:
             moment = deviation.square().addcmul_(scale, scale, value=share)
             half = 0.5 * p.group_sum(moment)
         density, ctx.precision = _density_and_precision(p, half)
         ctx.save_for_backward(loc, scale, prior_loc)
-        total = -sum_of_logs(scale) - entropy - density
+        total = -number(sum_of_logs(scale)) - entropy - density
         return total.to(loc.dtype) if isinstance(total, Tensor) else loc.new_tensor(total)
 
     @staticmethod
@@ -167,7 +168,7 @@ class _Bound(Function):
             precision = precision.to(loc.dtype)
             precision = p.spread(precision) if precision.dim() else precision
         weight = grad * precision
-        by_loc = _centered(loc, prior_loc) * weight if needed[0] or needed[2] else None
+        by_loc = centered(loc, prior_loc) * weight if needed[0] or needed[2] else None
         by_scale = by_prior_loc = None
         if needed[1]:
             by_scale = (scale * (share * weight)).addcdiv_(grad, scale, value=-1)
@@ -178,7 +179,7 @@ class _Bound(Function):
 
 def _density_and_precision(p: HierarchicalNormal, half: Any) -> tuple[Any, Any]:
     """The bound on the log density, and the mean precision of each group given the weights."""
-    a, b = _number(p.concentration), _number(p.rate)
+    a, b = number(p.concentration), number(p.rate)
     size = p.group_size
     if isinstance(half, Tensor) and not isinstance(a, float):
         return p.expected_log_density(half.reshape(p.group_shape), size), (a + 0.5 * size) / (

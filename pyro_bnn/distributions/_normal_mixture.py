@@ -17,7 +17,7 @@ from torch.distributions import Distribution, MixtureSameFamily, Normal, registe
 from torch.distributions.utils import broadcast_all
 
 from .._autograd import is_transformed
-from ._divergence import trusted_normal, unexpanded
+from ._divergence import entry_kl, exact_sum, trusted_normal, unexpanded
 
 _BLOCK = 1 << 18
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
@@ -218,6 +218,8 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
         KL(q \Vert p) \le -\sum_a \pi_a H_a
         + \sum_a \pi_a \log \sum_b \pi_b e^{-BD_{ab}}
         - \sum_a \pi_a \log \sum_b \omega_b e^{E_{q_a}[\log p_b]}
+        = \sum_a \pi_a \Big(\log \sum_b \pi_b e^{-BD_{ab}}
+        - \log \sum_b \omega_b e^{-KL(q_a \Vert p_b)}\Big)
 
     It is exact for two Normals, where the two mixtures coincide with well separated components,
     and wherever one component of each matters. In between it can be loose (twice the divergence,
@@ -246,8 +248,7 @@ def _bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: Tensor)
     r"""The bound of each entry; without a prior, that on :math:`\log\sqrt{2\pi} - H(q)`."""
     log_weights, locs, scales = (t.unbind(0) for t in (log_weight, loc, scale))
     variances = [s.square() for s in scales]
-    priors = [map(unexpanded, t) for t in prior_parts]
-    prior = [(w - s.log(), m, 0.5 / s.square()) for w, m, s in zip(*priors, strict=True)]
+    prior = list(zip(*(map(unexpanded, t) for t in prior_parts), strict=True))
 
     # A component overlaps with itself by 1, and with another as that one does with it.
     overlaps = [[own] for own in log_weights]
@@ -262,12 +263,10 @@ def _bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: Tensor)
 
     bounds = []
     for a, own in enumerate(log_weights):
-        # Both entropies carry half a log(2 pi), which cancels.
-        gain = _log_sum(overlaps[a]) - scales[a].log() - 0.5
+        against = scales[a].log() + 0.5
         if prior:
-            expected = [c - p * ((locs[a] - m).square() + variances[a]) for c, m, p in prior]
-            gain = gain - _log_sum(expected)
-        bounds.append(own.exp() * gain)
+            against = _log_sum([w - entry_kl(locs[a], scales[a], m, s) for w, m, s in prior])
+        bounds.append(own.exp() * (_log_sum(overlaps[a]) - against))
     return sum(bounds[1:], bounds[0])
 
 
@@ -298,7 +297,7 @@ def summed_mixture_entropy_bound(q: Distribution) -> Tensor:
 def _summed(own: list[Tensor], others: list[Tensor]) -> Tensor:
     is_small = own[1][0].numel() <= _BLOCK
     if is_small or is_transformed() or any(t.requires_grad for t in others):
-        return _bound(*own, *others).sum()
+        return exact_sum(_bound(*own, *others))
     return _SummedBound.apply(*own, *others)
 
 
@@ -316,16 +315,16 @@ class _SummedBound(Function):
         blocks = [
             t.expand(len(t), *inputs[1].shape[1:]).flatten(1).split(_BLOCK, 1) for t in inputs
         ]
-        total, grads = inputs[1].new_zeros(()), []
+        totals, grads = [], []
         for block in zip(*blocks, strict=True):
             own = [t.detach().requires_grad_(wants_grad) for t in block[:3]]
             with torch.set_grad_enabled(wants_grad):
                 bound = _bound(*own, *block[3:]).sum()
-            total += bound.detach()
+            totals.append(bound.detach())
             if wants_grad:
                 grads.append(torch.autograd.grad(bound, own))
         ctx.save_for_backward(*(torch.cat(g, 1) for g in zip(*grads, strict=True)))
-        return total
+        return torch.stack(totals).sum()
 
     @staticmethod
     @once_differentiable

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, register_kl
 from torch.distributions.utils import broadcast_all
 
-from ._divergence import gaussian_divergence, innermost
+from ._divergence import exact_sum, gaussian_divergence, innermost
 
 _EULER_GAMMA = 0.57721566490153286
 
@@ -152,7 +152,7 @@ class Radial(TorchDistribution):
 
     def _sum(self, x: Tensor) -> Tensor:
         x = x if self._kept is None else torch.where(self._kept, x, 0)
-        return x.sum(tuple(range(-self.event_dim, 0))) if self.event_shape else x
+        return exact_sum(x, tuple(range(-self.event_dim, 0))) if self.event_shape else x
 
 
 def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
     constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
     if not q.batch_shape and q._kept is None:
         share = 1 / max(1, size)
-        return gaussian_divergence(q.loc, q.scale, loc, scale, share, constant)
+        return gaussian_divergence(q.loc, q.scale, loc, scale, share, constant + 0.5 * share * size)
     cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     return q._sum((scale / q.scale).log() + cross) + constant
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
 from ..distributions import HierarchicalNormal, NormalMixture, Radial, hierarchical_kl_bound
-from ..distributions._divergence import innermost, trusted_normal
+from ..distributions._divergence import exact_sum, innermost, trusted_normal
 from ..estimators import Estimated, Estimator
 
 
@@ -46,8 +46,7 @@ class Pruned(Estimated):
         return self.sum_kept(density)
 
     def sum_kept(self, x: Tensor) -> Tensor:
-        dims = tuple(range(-self.event_dim, 0))
-        return torch.where(self.kept, x, 0).sum(dims)
+        return exact_sum(torch.where(self.kept, x, 0), tuple(range(-self.event_dim, 0)))
 
 
 class _KeptMixture(NormalMixture):
