@@ -24,7 +24,7 @@ def like(cls: type[nn.Module]) -> Any:
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__[: cls.__mro__.index(nn.Module)]):
         members |= {name: value for name, value in vars(base).items() if _computes(name, value)}
-    members |= {"__init__": init, "__module__": __name__, "__doc__": cls.__doc__}
+    members |= {"_of": cls, "__init__": init, "__module__": __name__, "__doc__": cls.__doc__}
     return type(cls.__name__, (nn.Module,), members)
 
 

@@ -14,6 +14,7 @@ from ..infer._kl import add_up
 from ..posteriors import Posterior
 
 REDUCTIONS = ("sum", "mean")
+_NOT_OF_TORCH = ("_posteriors", "prior", "posterior", "kl_", "dnn_", "init_", "weight_init")
 
 
 class VariationalLayer(nn.Module):
@@ -111,6 +112,25 @@ class VariationalLayer(nn.Module):
     def _kl_of(self, key: str, q: Distribution) -> Tensor:
         kl = kl_divergence(*self._pair(key, q))
         return kl / q.event_shape.numel() if self.kl_reduction == "mean" else kl
+
+    def _become_plain(self) -> None:
+        """Makes a layer whose weights are parameters, and which returns its output alone, torch's.
+
+        Called by :func:`~pyro_bnn.conversion.to_deterministic`.
+        """
+        torch_class = getattr(self, "_of", None)
+        if torch_class is None or not self._returns_output():
+            return
+        self._buffers.clear()
+        for key in [k for k, p in self._parameters.items() if p is None and "_" in k]:
+            del self._parameters[key]
+        for name in [name for name in vars(self) if name.startswith(_NOT_OF_TORCH)]:
+            del vars(self)[name]
+        self.__class__ = torch_class
+
+    def _returns_output(self) -> bool:
+        """Whether a call returns what that of torch's layer does."""
+        return True
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

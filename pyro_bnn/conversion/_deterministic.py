@@ -126,3 +126,5 @@ def _strip(module: Any, values: dict[str, Tensor]) -> None:
     for key in ("_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples", "_ties"):
         vars(module).pop(key, None)
     parameters.update({key: nn.Parameter(value.clone()) for key, value in values.items()})
+    if hasattr(module, "_become_plain"):  # a layer of another library's names
+        module._become_plain()

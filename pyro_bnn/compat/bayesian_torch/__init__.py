@@ -5,9 +5,21 @@ parameters in a ``state_dict`` are bayesian-torch's; the numbers are right where
 there (:doc:`/migration`). Layers compute what torch's do, take all of their arguments by keyword,
 and know no Pyro. As in bayesian-torch, ``Conv2dFlipout`` is no ``nn.Conv2d``: what initialises the
 weights of those does not touch its means.
+
+Everything is found here, and in modules of the names that bayesian-torch has (``.layers.relu``).
+:func:`install` makes ``import bayesian_torch`` find these, too.
 """
 
+from . import _paths
 from ._base import BaseMixtureLayer_, BaseVariationalLayer_
+from ._calibration import (
+    AUAvULoss,
+    AvULoss,
+    EaCLoss,
+    EaULoss,
+    accuracy_vs_uncertainty,
+    eval_avu,
+)
 from ._conversion import dnn_to_bnn, get_kl_loss
 from ._layers import (
     Conv1dFlipout,
@@ -43,10 +55,21 @@ from ._layers import (
     LSTMRadial,
     LSTMReparameterization,
 )
+from ._passing import BatchNorm1dLayer, BatchNorm2dLayer, BatchNorm3dLayer, Dropout, ReLU
+from ._paths import install, uninstall
+from ._util import MOPED, entropy, get_rho, mutual_information, predictive_entropy
+
+_paths.make(__name__)
 
 __all__ = [
+    "MOPED",
+    "AUAvULoss",
+    "AvULoss",
     "BaseMixtureLayer_",
     "BaseVariationalLayer_",
+    "BatchNorm1dLayer",
+    "BatchNorm2dLayer",
+    "BatchNorm3dLayer",
     "Conv1dFlipout",
     "Conv1dMixture",
     "Conv1dRadial",
@@ -71,6 +94,9 @@ __all__ = [
     "ConvTranspose3dMixture",
     "ConvTranspose3dRadial",
     "ConvTranspose3dReparameterization",
+    "Dropout",
+    "EaCLoss",
+    "EaULoss",
     "LSTMFlipout",
     "LSTMMixture",
     "LSTMRadial",
@@ -79,6 +105,15 @@ __all__ = [
     "LinearMixture",
     "LinearRadial",
     "LinearReparameterization",
+    "ReLU",
+    "accuracy_vs_uncertainty",
     "dnn_to_bnn",
+    "entropy",
+    "eval_avu",
     "get_kl_loss",
+    "get_rho",
+    "install",
+    "mutual_information",
+    "predictive_entropy",
+    "uninstall",
 ]

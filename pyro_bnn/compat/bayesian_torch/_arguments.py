@@ -236,6 +236,9 @@ class Sequences(VariationalLayer):
         weights = self._flat_weights
         return torch.lstm(X, (h, c), weights, self.bias, 1, 0.0, self.training, False, True)[0]
 
+    def _returns_output(self) -> bool:
+        return False  # but the states of all steps
+
     @property
     def _flat_weights(self: Any) -> list[Tensor]:
         return [getattr(self, name) for name in self._flat_weights_names]

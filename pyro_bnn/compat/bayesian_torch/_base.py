@@ -127,6 +127,9 @@ class BaseVariationalLayer_(VariationalLayer):
             return True  # whether there is one, as in bayesian-torch
         return super().__getattr__(name)
 
+    def _returns_output(self) -> bool:
+        return self.dnn_to_bnn_flag
+
     def __str__(self) -> str:
         # In bayesian-torch layers are told from each other by this.
         return f"{type(self).__name__}()"

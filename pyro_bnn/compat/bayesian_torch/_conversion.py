@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from .._variational import VariationalLayer
 from . import _layers
 from ._base import check_reduction
 
-_KINDS: dict[type[nn.Module], str] = {
+KINDS: dict[type[nn.Module], str] = {
     kind: kind.__name__
     for kind in (
         nn.Linear,
@@ -84,6 +85,13 @@ def dnn_to_bnn(m: nn.Module, bnn_prior_parameters: Mapping[str, Any]) -> None:
         _convert(layer, parameters)
 
 
+def converted(params: Mapping[str, Any], d: nn.Module) -> nn.Module:
+    """A Bayesian copy of one layer of torch's; see :func:`dnn_to_bnn`."""
+    layer = copy.deepcopy(d)
+    dnn_to_bnn(layer, params)
+    return layer
+
+
 def get_kl_loss(m: nn.Module) -> Tensor:
     """The divergence of all Bayesian layers of a network, each once.
 
@@ -123,13 +131,13 @@ def _checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_meant(layer: nn.Module) -> bool:
-    return isinstance(layer, tuple(_KINDS))
+    return isinstance(layer, tuple(KINDS))
 
 
 def _reason(layer: nn.Module, parameters: Mapping[str, Any]) -> str | None:
     """Why a layer cannot be converted."""
     remedy = "convert by `pyro_bnn.bayesianize`, which takes any module"
-    if type(layer) not in _KINDS:
+    if type(layer) not in KINDS:
         return f"is a subclass of torch's layer with a computation of its own: {remedy}"
     if isinstance(layer, nn.LSTM):
         plain = (layer.num_layers, layer.bidirectional, layer.proj_size, layer.dropout)
@@ -139,20 +147,20 @@ def _reason(layer: nn.Module, parameters: Mapping[str, Any]) -> str | None:
                 f"LSTMs of bayesian-torch are: {remedy}"
             )
         if parameters.get("moped_enable") and parameters["type"] == "Mixture":
-            return _NO_MOPED
+            return NO_MOPED
     if parameters.get("moped_enable") and parameters["type"] in ("Radial", "Mixture"):
-        return _NO_MOPED
+        return NO_MOPED
     return None
 
 
-_NO_MOPED = (
+NO_MOPED = (
     "cannot have a posterior of this `type` with `moped_enable`, which is for Normal posteriors: "
     "use `Reparameterization` or `Flipout`"
 )
 
 
 def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
-    cls = getattr(_layers, _KINDS[type(layer)] + parameters["type"])
+    cls = getattr(_layers, KINDS[type(layer)] + parameters["type"])
     trained = {key: p.detach().clone() for key, p in layer.named_parameters(recurse=False)}
     layer.__class__ = cls
     values = [
@@ -169,13 +177,13 @@ def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
     layer.dnn_to_bnn_flag = True
     if parameters.get("moped_enable"):
         for key, weight in trained.items():
-            _set_to_trained(layer, key, weight, parameters["moped_delta"])
+            scale = init_to_fraction(parameters["moped_delta"])({}, weight)
+            set_to_trained(layer, key, weight, scale + torch.log(-torch.expm1(-scale)))
 
 
 @torch.no_grad()
-def _set_to_trained(layer: VariationalLayer, key: str, weight: Tensor, delta: float) -> None:
+def set_to_trained(layer: VariationalLayer, key: str, weight: Tensor, rho: Tensor) -> None:
     """MOPED: the trained weight as the mean of posterior and prior."""
-    scale = init_to_fraction(delta)({}, weight)
     layer._get(layer._name(key, "mu")).copy_(weight)
-    layer._get(layer._name(key, "rho")).copy_(scale + torch.log(-torch.expm1(-scale)))
-    layer._set_prior_part(key, "mu", weight)
+    layer._get(layer._name(key, "rho")).copy_(rho)
+    layer._set_prior_part(key, "mu", weight.to(layer._get(layer._name(key, "mu"))))
