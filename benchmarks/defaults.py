@@ -63,7 +63,7 @@ class Network(PyroModule):
         else:
             noise = pyro.sample("noise", dist.HalfNormal(1.0))
             likelihood = dist.Normal(output.squeeze(-1), noise)
-        with pyro.plate("data", self.size, subsample_size=len(x)):
+        with pyro.plate("data", self.size, subsample=x):
             return pyro.sample("obs", likelihood, obs=y)
 
 

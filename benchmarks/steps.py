@@ -117,7 +117,7 @@ class Model(PyroModule):
         self.net = net
         self.is_classifier = workload.num_classes > 0
 
-    def forward(self, x: Tensor, y: Tensor) -> None:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         output = self.net(x)
         likelihood = (
             dist.Categorical(logits=output)

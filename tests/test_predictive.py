@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, torch_mlp, within
+from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
@@ -115,6 +118,10 @@ def test_pyros_own_guides(make):
     )
 
 
+def two(f):
+    return torch.stack([f, -f], -1)
+
+
 LIKELIHOODS = {
     "normal": lambda f: dist.Normal(f, 1.0),
     "student": lambda f: dist.StudentT(3.0, f, 1.0),
@@ -124,11 +131,58 @@ LIKELIHOODS = {
     "bernoulli": lambda f: dist.Bernoulli(logits=f),
     "poisson": lambda f: dist.Poisson(f.exp()),
     "categorical": lambda f: dist.Categorical(logits=torch.stack([f, -f, f - f], -1)),
-    "multivariate": lambda f: dist.MultivariateNormal(torch.stack([f, -f], -1), torch.eye(2)),
+    "multivariate": lambda f: dist.MultivariateNormal(two(f), torch.eye(2)),
     "mixture": lambda f: dist.MixtureSameFamily(
-        dist.Categorical(torch.ones(2)), dist.Normal(torch.stack([f, -f], -1), 1.0)
+        dist.Categorical(torch.ones(2)), dist.Normal(two(f), 1.0)
     ),
+    "binomial": lambda f: dist.Binomial(10, logits=f),
+    "binomial of many": lambda f: dist.Binomial(torch.tensor([10.0, 20.0]), logits=f),
+    "negative binomial": lambda f: dist.NegativeBinomial(5.0, logits=f),
+    "gamma-Poisson": lambda f: dist.GammaPoisson(3.0, f.exp()),
+    "zero-inflated Poisson": lambda f: dist.ZeroInflatedPoisson(f.exp(), gate=torch.tensor(0.3)),
+    "multinomial": lambda f: dist.Multinomial(10, logits=two(f)),
+    "one-hot": lambda f: dist.OneHotCategorical(logits=two(f)),
+    "geometric": lambda f: dist.Geometric(logits=f),
+    "log-normal": lambda f: dist.LogNormal(f, 0.3),
+    "half-normal": lambda f: dist.HalfNormal(f.exp()),
+    "inverse gamma": lambda f: dist.InverseGamma(8.0, f.exp()),
+    "chi2": lambda f: dist.Chi2(f.exp()),
+    "uniform": lambda f: dist.Uniform(f, f + 1),
+    "gumbel": lambda f: dist.Gumbel(f, 1.0),
+    "weibull": lambda f: dist.Weibull(f.exp(), 2.0 + 0 * f),
+    "kumaraswamy": lambda f: dist.Kumaraswamy(f.exp(), 1.0 + 0 * f),
+    "low rank": lambda f: dist.LowRankMultivariateNormal(two(f), torch.ones(2, 1), torch.ones(2)),
+    "beta": lambda f: dist.Beta(f.exp(), 1.0 + 0 * f),
+    "Dirichlet": lambda f: dist.Dirichlet(two(f).exp()),
+    "Dirichlet-multinomial": lambda f: dist.DirichletMultinomial(two(f).exp(), 10),
+    "beta-binomial": lambda f: dist.BetaBinomial(f.exp(), (-f).exp(), total_count=10),
+    "ordered": lambda f: dist.OrderedLogistic(f, torch.tensor([-1.0, 0.0, 1.0])),
+    "von Mises": lambda f: dist.VonMises(f, 20.0 + 0 * f),
+    "stable": lambda f: dist.Stable(2.0, 0.0, 0.5 + 0 * f, f),
 }
+LOOPED = {
+    "beta",
+    "stable",
+    "Dirichlet",
+    "Dirichlet-multinomial",
+    "beta-binomial",
+    "ordered",
+    "von Mises",
+}
+INFINITE = {"student"}  # fourth moments
+
+
+def moments(name, f):
+    likelihood = LIKELIHOODS[name](f)
+    if name in ("categorical", "ordered"):
+        values = torch.arange(likelihood.probs.shape[-1])
+        mean = (likelihood.probs * values).sum(-1)
+        return mean, (likelihood.probs * values.square()).sum(-1) - mean.square()
+    if name == "von Mises":  # whose variance is circular
+        inner = torch.linspace(-torch.pi, torch.pi, 20_001)[:-1, None] + f
+        weights = likelihood.log_prob(inner).exp().double()
+        return f, ((inner - f).square() * weights).sum(0) / weights.sum(0)
+    return likelihood.mean, likelihood.variance
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -136,25 +190,29 @@ def test_new_data_differ_between_samples_and_have_their_moments(name):
     net = bayesian_mlp(2, 1)
 
     def model(x):
+        mean = net(x).squeeze(-1)
         with pyro.plate("data", len(x)):
-            pyro.sample("obs", LIKELIHOODS[name](net(x).squeeze(-1)))
+            pyro.sample("obs", LIKELIHOODS[name](mean))
 
     x = torch.tensor([[0.2, 0.3], [1.0, -1.0]])
     # One weight, given as often as there are samples.
     weights = {"0.weight": torch.tensor([[[0.5, -0.3]]]), "0.bias": torch.tensor([[0.1]])}
-    many = {name: w.expand(8_000, *w.shape[1:]) for name, w in weights.items()}
-    samples = Predictive(model, many, parallel=True)(x)["obs"].double()
     f = (x @ weights["0.weight"][0].T + weights["0.bias"][0]).squeeze(-1)
-    likelihood = LIKELIHOODS[name](f)
-    if name == "categorical":
-        classes = likelihood.probs.T
-        for i in range(3):
-            assert within((samples == i).double(), classes[i])
-        return
-    assert within(samples, likelihood.mean)
-    if name != "student":  # whose fourth moment is infinite
-        assert within((samples - likelihood.mean).square(), likelihood.variance)
-    assert within((samples - likelihood.mean)[:-1] * (samples - likelihood.mean)[1:], 0.0)
+    size = 1_000 if name in LOOPED else 8_000
+    many = {name: w.expand(size, *w.shape[1:]) for name, w in weights.items()}
+    if name in LOOPED:
+        with pytest.warns(UserWarning, match=r"`torch.vmap` cannot run this model") as caught:
+            samples = Predictive(model, many)(x)["obs"].double()
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+    else:
+        samples = Predictive(model, many, parallel=True)(x)["obs"].double()
+    mean, variance = moments(name, f)
+    assert samples.shape == (size, *mean.shape)
+    assert within(samples, mean)
+    if name not in INFINITE:
+        assert within((samples - mean).square(), variance)
+    assert within((samples - mean)[:-1] * (samples - mean)[1:], 0.0)
 
 
 class Branching(PyroModule):
@@ -171,24 +229,102 @@ class Branching(PyroModule):
 
 def test_a_model_that_cannot_be_vectorized():
     net, x = Branching(), torch.randn(5, 3)
-    draws = Predictive(net, guide=AutoLRT(net), num_samples=4)(x)
+    with pytest.warns(UserWarning, match=r"data-dependent|\.item\(\)") as caught:
+        draws = Predictive(net, guide=AutoLRT(net), num_samples=4, chunk_size=2)(x)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
     draws = {name: value for name, value in draws.items() if name != "_RETURN"}
     kwargs = {"posterior_samples": draws, "return_sites": ["_RETURN"]}
     expected = pyro.infer.Predictive(net, **kwargs)(x)["_RETURN"]
-    torch.testing.assert_close(Predictive(net, **kwargs)(x)["_RETURN"], expected)
+    torch.testing.assert_close(Predictive(net, **kwargs, parallel=False)(x)["_RETURN"], expected)
     with pytest.raises(ValueError, match="`parallel`"):
         Predictive(net, **kwargs, parallel=True)(x)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, NotImplementedError])
+@pytest.mark.parametrize("parallel", PARALLEL.args[1])
+def test_an_error_of_the_model_is_raised_as_it_is(kind, parallel):
+    """Not once for each sample, nor as one of vectorisation."""
+    net, runs = bayesian_mlp(3, 1), []
+
+    def model(x):
+        out = net(x)
+        runs.append(out)
+        if len(runs) > 1:  # the first one is for the shapes
+            raise kind("mine")
+        return out
+
+    with pytest.raises(kind, match="mine"):
+        Predictive(model, guide=AutoLRT(net), num_samples=50, parallel=parallel)(torch.ones(2, 3))
+    assert len(runs) <= 3
+
+
+class Counting(PyroModule):
+    """Changes its buffers in every way."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = PyroModule[nn.Sequential](
+            BayesianLinear(3, 4),
+            nn.BatchNorm1d(4, momentum=None),
+            nn.Unflatten(1, (2, 2)),
+            nn.InstanceNorm1d(2, track_running_stats=True),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+        )
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("rows", torch.zeros(2))
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.rows[0] += len(x)
+        self.last = self.last + len(x)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL.args[1])
+@pytest.mark.parametrize("is_function", [True, False])
+def test_leaves_buffers_as_they_were(parallel, is_function):
+    net = Counting()
+    model = (lambda x: net(x)) if is_function else net
+    guide = AutoLRT(net)
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    objects = dict(net.named_buffers())
+    kwargs = {"guide": guide, "num_samples": 7, "chunk_size": 3, "return_sites": ["_RETURN"]}
+    with pytest.warns(UserWarning, match=r"model\.eval\(\)") as caught:
+        out = Predictive(model, **kwargs, parallel=parallel)(torch.randn(5, 3))["_RETURN"]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert out.shape == (7, 5, 4)
+    assert len(out.flatten(1).unique(dim=0)) == 7
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, before[name])
+    assert all(objects[name] is x for name, x in net.named_buffers())
+
+
+@pytest.mark.parametrize("track", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_normalization(training):
-    """In training it counts its batches, which only a loop can."""
-    net = PyroModule[nn.Sequential](BayesianLinear(3, 4), nn.BatchNorm1d(4)).train(training)
-    predictive = Predictive(net, guide=AutoLRT(net), num_samples=4, return_sites=["_RETURN"])
-    assert predictive(torch.randn(5, 3))["_RETURN"].shape == (4, 5, 4)
-    if not training:
-        predictive.parallel = True
-        assert predictive(torch.randn(5, 3))["_RETURN"].shape == (4, 5, 4)
+def test_batch_normalization(track, training):
+    """In training by the statistics of these rows, in evaluation by those of the past."""
+    norm = nn.BatchNorm1d(4, track_running_stats=track)
+    if track:
+        norm.running_mean.uniform_()
+    net = PyroModule[nn.Sequential](BayesianLinear(3, 4), norm).train(training)
+    x, weights = torch.randn(5, 3), {"0.weight": torch.randn(6, 4, 3), "0.bias": torch.zeros(6, 4)}
+    h = x @ weights["0.weight"].mT
+    mean, var = norm.running_mean, norm.running_var
+    if training or not track:
+        mean, var = h.mean(1, keepdim=True), h.var(1, correction=0, keepdim=True)
+    expected = (h - mean) / (var + norm.eps).sqrt()
+    for parallel in (None, True, False):
+        predictive = Predictive(net, weights, return_sites=["_RETURN"], parallel=parallel)
+        if track and training:
+            with pytest.warns(UserWarning, match="training mode"):
+                out = predictive(x)["_RETURN"]
+        else:
+            out = predictive(x)["_RETURN"]
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_differs_between_samples():
@@ -238,8 +374,6 @@ def test_leaves_no_gradient():
 
 def test_rejects():
     net = bayesian_mlp(3, 1)
-    with pytest.raises(ValueError, match="chunk_size"):
-        Predictive(net, num_samples=3, chunk_size=0)
     with pytest.raises(ValueError, match="num_samples"):
         Predictive(net)
 
@@ -249,6 +383,192 @@ def test_rejects():
 
     with pytest.raises(TypeError, match="_RETURN"):
         Predictive(Pair(), num_samples=3, return_sites=["_RETURN"])(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", ["num_samples", "chunk_size"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("3", TypeError), (True, TypeError)],
+)
+def test_rejects_numbers_that_are_no_counts(name, value, error):
+    with pytest.raises(error, match=rf"`{name}` \(={value!r}\)"):
+        Predictive(bayesian_mlp(3, 1), **{"num_samples": 3, name: value})
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        ({"0.weight": np.ones((5, 1, 3))}, TypeError, "`0.weight` are of type ndarray"),
+        ({"0.weight": [1.0]}, TypeError, "`0.weight` are of type list"),
+        ({"0.weight": torch.ones(5, 1, 3), "0.bias": torch.ones(4, 1)}, ValueError, "'0.bias': 4"),
+        ({"0.weight": torch.ones(0, 1, 3)}, ValueError, "'0.weight': 0"),
+        ({"0.weight": torch.ones(())}, ValueError, "'0.weight': 0"),
+        (bayesian_mlp(3, 1), TypeError, "`guide=`"),
+    ],
+)
+def test_rejects_samples(samples, error, message):
+    with pytest.raises(error, match=message):
+        Predictive(bayesian_mlp(3, 1), samples)
+
+
+@pytest.mark.parametrize("sites", [["ob"], ["obs", "_RETRUN"], {"0.weight"}])
+def test_rejects_sites_to_return_that_are_none(sites):
+    x, _ = data(6)
+    model = Regression(bayesian_mlp(3, 4, 1))
+    wrong = next(name for name in sites if name != "obs")
+    with pytest.raises(
+        ValueError, match=rf"`return_sites` has \['{wrong}'\].*'net.0.weight'.*'obs'"
+    ):
+        Predictive(model, guide=AutoLRT(model), num_samples=3, return_sites=sites)(x)
+    with pytest.raises(TypeError, match="`return_sites` \\(='obs'\\)"):
+        Predictive(model, num_samples=3, return_sites="obs")
+
+
+def regression(x, y=None):
+    """No weight of it is an attribute of a module."""
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("obs", dist.Normal(x @ weight, noise), obs=y)
+
+
+@pytest.mark.parametrize("make", [AutoLRT, AutoNormal, AutoDiagonalNormal])
+def test_rejects_a_guide_of_another_network(make):
+    x, y = data(6)
+    model, other = Regression(bayesian_mlp(3, 4, 1)), bayesian_mlp(3, 4, 1)
+    guide = make(other)
+    guide(x)
+    with pytest.raises(ValueError, match=r"no samples of the weights \['net.0.*has \['0.weight'"):
+        Predictive(model, guide=guide, num_samples=3)(x)
+    pyro.clear_param_store()  # where guides of Pyro's would find one another's parameters
+    guide = make(regression)
+    guide(x, y)
+    slope = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    renamed = lambda x: pyro.sample("obs", dist.Normal(x @ pyro.sample("slope", slope), 1.0))
+    with pytest.raises(ValueError, match=r"samples of \['weight', 'noise'\].*none of.*\['slope'"):
+        Predictive(renamed, guide=guide, num_samples=3)(x)
+
+
+@pytest.mark.parametrize("wrong", ["weights", "noize", "w"])
+def test_rejects_samples_of_no_site(wrong):
+    x, _ = data(6)
+    samples = {"weight": torch.ones(4, 3), "noise": torch.ones(4)}
+    right = "noise" if wrong.startswith("n") else "weight"
+    samples[wrong] = samples.pop(right)
+    with pytest.raises(ValueError, match=rf"`posterior_samples`.*\['{wrong}'\].*'{right}', 'obs'"):
+        Predictive(regression, samples)(x)
+
+
+@pytest.mark.parametrize("given", [["0.weight"], ["0.weight", "2.bias"], ["2.bias", "noise"]])
+def test_rejects_samples_of_some_weights(given):
+    x, _ = data(6)
+    net = bayesian_mlp(3, 4, 1)
+    all_samples = Predictive(net, guide=AutoLRT(net), num_samples=4)(x)
+    all_samples["noise"] = torch.ones(4)
+    samples = {name: all_samples[name] for name in given}
+    with pytest.raises(ValueError, match=r"`posterior_samples` has no samples of the weights"):
+        Predictive(net, samples, return_sites=["_RETURN"])(x)
+    del net[2].bias_prior, net[2].bias  # a parameter now: no weight is missing
+    net[2].bias = nn.Parameter(torch.ones(1))
+    samples = {name: all_samples[name] for name in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    out = Predictive(net, samples, return_sites=["_RETURN"])(x)["_RETURN"]
+    expected = (x @ samples["0.weight"].mT + samples["0.bias"].unsqueeze(1)).tanh()
+    torch.testing.assert_close(out, expected @ samples["2.weight"].mT + 1.0)
+
+
+def test_prior_predictive_where_it_is_asked_for():
+    x, y = data(6)
+    model = Regression(bayesian_mlp(3, 4, 1), None)
+    for kwargs in ({}, {"posterior_samples": {}}):
+        assert Predictive(model, num_samples=4, **kwargs)(x)["net.0.weight"].shape == (4, 1, 4, 3)
+    # Latent variables of new data have no samples; those of the network alone are enough for it.
+    guide = AutoLRT(poutine.block(Local(), hide=["shift"]))
+    guide(x, y.expand(2, 6))
+    assert Predictive(Local(), guide=guide, num_samples=4)(x[:3])["shift"].shape == (4, 1, 3)
+    model = Local()
+    guide = AutoLRT(model)
+    guide(x, y.expand(2, 6))
+    kwargs = {"guide": guide, "num_samples": 4, "return_sites": ["_RETURN"]}
+    assert Predictive(model.net, **kwargs)(x)["_RETURN"].shape == (4, 6, 1)
+
+
+def test_rejects_samples_of_another_shape():
+    x, y = data(6)
+    model = Local()
+    guide = AutoLRT(model)
+    guide(x, y.expand(2, 6))
+    with pytest.raises(
+        ValueError, match=r"`shift` have the shape \(6,\).*\(3,\).*hide=\[\"shift\"\]"
+    ):
+        Predictive(model, guide=guide, num_samples=4)(x[:3])
+    net = bayesian_mlp(2, 3)
+    samples = {"0.weight": torch.ones(4, 2, 3), "0.bias": torch.ones(4, 3)}
+    with pytest.raises(ValueError, match=r"`0.weight` have the shape \(2, 3\) each.*\(3, 2\)"):
+        Predictive(net, samples, return_sites=["_RETURN"])(torch.ones(5, 2))
+
+
+def test_masks_the_guide():
+    masks = []
+
+    def model(x):
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        masks.append(poutine.get_mask())
+
+    def guide(x):
+        pyro.sample("aux", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        model(x)
+
+    assert set(Predictive(model, guide=guide, num_samples=2)(1)) == {"a"}
+    assert all(mask is False for mask in masks)
+
+    class Watched(AutoLRT):
+        def forward(self, *args, **kwargs):
+            masks.append(poutine.get_mask())
+            return super().forward(*args, **kwargs)
+
+    net = bayesian_mlp(3, 1)
+    guide = Watched(net)
+    guide(torch.ones(2, 3))
+    masks.clear()
+    Predictive(net, guide=guide, num_samples=2)(torch.ones(2, 3))
+    assert len(masks) == 2
+    assert all(mask is False for mask in masks)
+
+
+def test_from_several_threads():
+    """Pyro's handlers are one stack for all of them."""
+    net = bayesian_mlp(3, 4, 1)
+    weights = Predictive(net, guide=AutoLRT(net), num_samples=30)(torch.ones(1, 3))
+    predictives = [
+        Predictive(net, weights, return_sites=["_RETURN"], parallel=p, chunk_size=7)
+        for p in (True, False)
+    ]
+    inputs = [torch.randn(i + 1, 3) for i in range(16)]
+    expected = [predictives[0](x)["_RETURN"] for x in inputs]
+
+    def predict(i):
+        return predictives[i % 2](inputs[i % 16])["_RETURN"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for i, result in enumerate(pool.map(predict, range(64))):
+            torch.testing.assert_close(result, expected[i % 16])
+    assert torch.distributions.Distribution._validate_args
+
+
+def test_takes_plates_inside_of_which_the_network_is():
+    """Samples of one network, in a model whose prior has one for each element of a plate."""
+    net = bayesian_mlp(2, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(net(x).squeeze(-1), 1e-6))
+
+    samples = {"0.weight": torch.randn(6, 1, 2), "0.bias": torch.randn(6, 1)}
+    x = torch.randn(2, 2)
+    expected = (x @ samples["0.weight"].mT).squeeze(-1) + samples["0.bias"]
+    for parallel in (True, False):
+        out = Predictive(model, samples, parallel=parallel)(x)["obs"]
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

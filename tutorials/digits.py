@@ -66,10 +66,10 @@ class Classifier(PyroModule):
             BayesianLinear(HIDDEN, NUM_CLASSES),
         )
 
-    def forward(self, x: Tensor, y: Tensor) -> None:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         logits = self.net(x)
         # The plate scales the likelihood of a mini-batch up to all of the data.
-        with pyro.plate("data", self.num_data, subsample_size=len(x)):
+        with pyro.plate("data", self.num_data, subsample=x):
             pyro.sample("label", dist.Categorical(logits=logits), obs=y)
 
 

@@ -61,8 +61,19 @@ def own_samples(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def model_parameters(model: Callable[..., Any]) -> Iterator[nn.Parameter]:
     """The parameters of the modules that a model is, or refers to; maybe of no use to it."""
-    for root in _referred_modules(_unwrap(model)[1], nn.Module):
+    for root in referred_modules(model, nn.Module):
         yield from root.parameters()
+
+
+def attribute_names(model: Callable[..., Any]) -> set[str]:
+    """Full names of the PyroSample attributes of a model's modules."""
+    return {
+        _make_name(module._pyro_name, key)
+        for root in referred_modules(model)
+        for module in root.modules()
+        if isinstance(module, PyroModule)
+        for key in vars(module).get("_pyro_samples", ())
+    }
 
 
 def own_state(model: Callable[..., Any]) -> dict[str, torch.Tensor]:
@@ -89,6 +100,13 @@ def own_model_parameters(model: Callable[..., Any]) -> None:
         # A module with a name is part of another, or was named by the user to keep it apart.
         if isinstance(root, PyroModule) and not root._pyro_name:
             own_parameters(root).claim(names_in_use=True)
+
+
+def referred_modules(
+    model: Callable[..., Any], kind: type[nn.Module] = PyroModule
+) -> list[nn.Module]:
+    """The modules that a model, maybe inside handlers, is, is a method of, or names in its body."""
+    return _referred_modules(_unwrap(model)[1], kind)
 
 
 def is_handled(model: Callable[..., Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -11,18 +11,31 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
-from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
-from ..estimators._draw import RECURRENT, plain, recurrent
-from ..guides import AutoPosterior
+from .._buffers import unchanged_buffers
+from ..guides._sites import referred_modules
+from ._samples import (
+    GrownPlates,
+    check_arguments,
+    check_names,
+    fitted,
+    max_plate_nesting,
+    run,
+    sampler,
+)
+from ._vectorized import Samples, vectorize
+from ._vectorized import Work as _Work
 
-_PLATE = "_num_predictive_samples"
 _MAX_ELEMENTS = 2**22  # of a chunk's weights and largest activation, some ten megabytes
-# Networks with larger activations or weights leave a CPU no time to spare for vectorisation to
-# save, recurrent ones sooner: benchmarks/predictive.py measures where they break even.
-_MAX_VECTORIZED, _MAX_VECTORIZED_RECURRENT = 2**15, 2**13
+# Pyro's handlers are one stack for all threads, and its validation one switch.
+_LOCK = threading.RLock()
+_CALLER = 6  # frames from `_predict` to the caller of the module
+_TRAINING = (
+    "the model is in training mode: its normalization layers use the mean and variance of these "
+    "inputs, and not their running statistics, which stay as they are. Call `model.eval()` before "
+    "the prediction"
+)
 
 
 class Predictive(pyro.infer.Predictive):
@@ -42,18 +55,24 @@ class Predictive(pyro.infer.Predictive):
         return_sites: sites to return, ``"_RETURN"`` for what the model returns; by default those
             that are not in ``posterior_samples``, or all with a guide.
         parallel: whether to vectorise. By default, where that is faster (everywhere but on a CPU
-            for large networks) and possible (``torch.vmap`` cannot run a model that looks at values
-            of tensors, or changes its own buffers, as batch normalisation does in training).
+            for large networks) and possible: ``torch.vmap`` cannot run a model that looks at values
+            of tensors, and a warning says so.
         chunk_size: how many samples to run at once; by default as many as fit in a memory of the
             order of ten megabytes.
 
     Returns:
-        From a call with the arguments of the model: samples by site name.
+        From a call with the arguments of the model: samples by site name. The number of rows may
+        exceed the size of the model's data plate. Buffers of the model stay as they were.
 
     Raises:
-        ValueError: if neither samples nor their number are given, if ``chunk_size`` is not
-            positive; in a call, if ``parallel`` is true and ``torch.vmap`` cannot run the model.
-        TypeError: in a call, if ``"_RETURN"`` is asked of a model that returns no tensor.
+        ValueError: if neither samples nor their number are given, if ``num_samples``,
+            ``chunk_size`` or the number of samples of a site is not positive, or that number
+            differs between sites. In a call, if the samples are of other sites than the model
+            has, or of other shapes, and weights would be drawn from their priors; if
+            ``return_sites`` are no sites; if ``parallel`` is true and ``torch.vmap`` cannot run
+            the model.
+        TypeError: if arguments are of other types than these; in a call, if ``"_RETURN"`` is asked
+            of a model that returns no tensor.
 
     Example:
         >>> from pyro.nn import PyroModule
@@ -75,23 +94,29 @@ class Predictive(pyro.infer.Predictive):
         *,
         chunk_size: int | None = None,
     ) -> None:
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"`chunk_size` (={chunk_size}) must be positive")
-        super().__init__(model, posterior_samples, guide, num_samples, return_sites, parallel)
+        check_arguments(posterior_samples, num_samples, return_sites, chunk_size)
+        sites = None if return_sites is None else tuple(return_sites)
+        super().__init__(model, posterior_samples, guide, num_samples, sites, parallel)
         self.chunk_size = chunk_size
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        model = poutine.mask(self.model, mask=False)
+        with _LOCK, unchanged_buffers(referred_modules(self.model, nn.Module)):
+            return self._predict(args, kwargs)
+
+    def _predict(self, args: Any, kwargs: Any) -> Samples:
+        model = GrownPlates()(poutine.mask(self.model, mask=False))
         with _Work() as work:
-            prototype = _run(InitMessenger(init_to_sample)(model), args, kwargs)
-        shapes = self._shapes(prototype)
+            prototype = run(InitMessenger(init_to_sample)(model), args, kwargs)
+        if work.moves_statistics:
+            warnings.warn(_TRAINING, stacklevel=_CALLER)
+        dims = self._plate_dims(prototype)
 
-        def predict(samples: dict[str, Tensor]) -> dict[str, Tensor]:
+        def predict(samples: Samples) -> Samples:
             trace: Any = poutine.trace(poutine.condition(model, samples)).get_trace(*args, **kwargs)
-            return {name: trace.nodes[name]["value"] for name in shapes}
+            return {name: trace.nodes[name]["value"] for name in dims}
 
-        parts: dict[str, list[Tensor]] = {name: [] for name in shapes}
+        parts: dict[str, list[Tensor]] = {name: [] for name in dims}
         parallel = not work.is_faster_in_a_loop if self.parallel is None else self.parallel
         for samples, size in self._chunks(prototype, work, args, kwargs):
             values = None
@@ -99,44 +124,50 @@ class Predictive(pyro.infer.Predictive):
                 values = self._vectorized(predict, samples, size)
                 parallel = values is not None
             if values is None:
-                each = [predict({n: x[i] for n, x in samples.items()}) for i in range(size)]
-                values = {name: torch.stack([v[name] for v in each]) for name in shapes}
+                each = [predict(_at(samples, i)) for i in range(size)]
+                values = {name: torch.stack([v[name] for v in each]) for name in dims}
             for name, value in values.items():
                 parts[name].append(value)
-        return {n: torch.cat(parts[n]).reshape(-1, *shape) for n, shape in shapes.items()}
+        values = {name: torch.cat(part) for name, part in parts.items()}
+        return {n: x.reshape(len(x), *(1,) * dims[n], *x.shape[1:]) for n, x in values.items()}
 
     def _vectorized(
-        self, predict: Callable[[dict[str, Tensor]], dict[str, Tensor]], samples: Any, size: int
-    ) -> dict[str, Tensor] | None:
-        def one(zero: Tensor, samples: dict[str, Tensor]) -> dict[str, Tensor]:
-            with _Batched(zero):
-                return predict(samples)
-
+        self, predict: Callable[[Samples], Samples], samples: Samples, size: int
+    ) -> Samples | None:
         try:
-            # Checks of values cannot run in there.
-            with pyro.validation_enabled(False), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="There is a performance drop")
-                return torch.vmap(one, randomness="different")(torch.zeros(size), samples)
-        except Exception as error:
-            if self.parallel:
-                raise ValueError(
-                    f"`torch.vmap` cannot run this model ({error}): leave `parallel` (=True) to "
-                    "its default, or set it to False"
-                ) from error
-            return None
+            return vectorize(predict, samples, size)
+        except RuntimeError as error:
+            limit = error
+        predict(_at(samples, 0))  # raises what is wrong with the model itself
+        reason = f"`torch.vmap` cannot run this model ({str(limit).splitlines()[0]})"
+        if self.parallel:
+            raise ValueError(
+                f"{reason}: leave `parallel` (=True) to its default, or set it to False"
+            ) from limit
+        warnings.warn(
+            f"{reason}, so that it runs once for each sample: `parallel=False` says that this is "
+            "known",
+            stacklevel=_CALLER + 1,
+        )
+        return None
 
-    def _shapes(self, prototype: Any) -> dict[str, torch.Size]:
-        """The shape of one sample of each site to return."""
-        nesting = _max_plate_nesting(prototype)
+    def _plate_dims(self, prototype: Any) -> dict[str, int]:
+        """The sites to return, and how many dimensions of plates each of them lacks."""
+        nesting = max_plate_nesting(prototype)
         sites = dict(prototype.iter_stochastic_nodes())
         sites.update((name, prototype.nodes[name]) for name in prototype.observation_nodes)
         chosen = self.return_sites
-        shapes = {}
+        unknown = [name for name in chosen or () if name not in sites and name != "_RETURN"]
+        if unknown:
+            raise ValueError(
+                f"`return_sites` has {unknown}, which are not sites of the model: there are "
+                f"{[*sites, '_RETURN']}"
+            )
+        dims = {}
         for name, site in sites.items():
             given = name in self.posterior_samples
             if name in chosen if chosen else chosen is None or self.guide is not None or not given:
-                missing = nesting - len(site["fn"].batch_shape)
-                shapes[name] = torch.Size((1,) * missing) + site["value"].shape
+                dims[name] = nesting - len(site["fn"].batch_shape)
         if chosen and "_RETURN" in chosen:
             value = prototype.nodes["_RETURN"]["value"]
             if not isinstance(value, Tensor):
@@ -144,113 +175,29 @@ class Predictive(pyro.infer.Predictive):
                     f"the model returns a {type(value).__name__}, so that `_RETURN` in "
                     "`return_sites` has no shape: let it return a tensor"
                 )
-            shapes["_RETURN"] = value.shape
-        return shapes
+            dims["_RETURN"] = 0
+        return dims
 
     def _chunks(
         self, prototype: Any, work: _Work, args: Any, kwargs: Any
-    ) -> Iterator[tuple[dict[str, Tensor], int]]:
+    ) -> Iterator[tuple[Samples, int]]:
         """Samples to condition on, and their number."""
         latent = sum(site["value"].numel() for _, site in prototype.iter_stochastic_nodes())
         default = max(1, _MAX_ELEMENTS // max(1, latent + work.largest))
         chunk_size = self.chunk_size or default
-        draw = None if self.guide is None else _sampler(self.guide, args, kwargs)
+        given = self.posterior_samples
+        draw = None if self.guide is None else sampler(self.guide, args, kwargs)
         for start in range(0, self.num_samples, chunk_size):
             size = min(chunk_size, self.num_samples - start)
-            if draw is not None:
-                yield draw(size), size
-                continue
-            chunk = {name: x[start : start + size] for name, x in self.posterior_samples.items()}
-            for name, x in chunk.items():  # as returned, they have dimensions for plates
-                if name in prototype.nodes:
-                    shape = prototype.nodes[name]["value"].shape
-                    chunk[name] = x.reshape(size, *shape) if x[0].numel() == shape.numel() else x
-            yield chunk, size
+            if draw is None:
+                samples = {name: x[start : start + size] for name, x in given.items()}
+            else:
+                samples = draw(size)
+            if start == 0 and (given or draw is not None):
+                source = "guide" if draw is not None else "posterior_samples"
+                check_names(self.model, prototype, samples, source)
+            yield fitted(samples, prototype), size
 
 
-class _Batched(TorchFunctionMode):
-    """Helps ``torch.vmap`` where it cannot help itself.
-
-    Distributions fill an empty tensor with random numbers, which are to differ between samples;
-    torch's recurrent networks have no rule.
-
-    Args:
-        zero: one for each sample.
-    """
-
-    def __init__(self, zero: Tensor) -> None:
-        super().__init__()
-        self.zero = zero
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in RECURRENT:
-            return recurrent(func, *args)
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.empty, Tensor.new):
-            return result + self.zero.to(result)
-        return result
-
-
-class _Work(TorchFunctionMode):
-    """Watches a run: its largest tensor, and the limit above which a CPU has no time to spare."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-        self.limit = math.inf
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        output = result[0] if func in RECURRENT else result
-        if isinstance(output, Tensor):
-            self.largest = max(self.largest, output.numel())
-            if output.is_cpu:
-                own = _MAX_VECTORIZED_RECURRENT if func in RECURRENT else _MAX_VECTORIZED
-                self.limit = min(self.limit, own)
-        return result
-
-    @property
-    def is_faster_in_a_loop(self) -> bool:
-        return self.largest > self.limit
-
-
-def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    with poutine.block():
-        return prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
-
-
-def _max_plate_nesting(trace: Any) -> int:
-    frames = [
-        f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]
-    ]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
-
-
-def _sampler(
-    guide: Callable[..., Any], args: Any, kwargs: Any
-) -> Callable[[int], dict[str, Tensor]]:
-    """A function that draws samples of all sites of a guide."""
-    run = lambda function: dict(_run(function, args, kwargs).iter_stochastic_nodes())
-    if not isinstance(guide, AutoPosterior):  # others may not take a plate around them
-
-        def stacked(size: int) -> dict[str, Tensor]:
-            draws = [run(guide) for _ in range(size)]
-            return {n: torch.stack([plain(d[n]["value"]) for d in draws]) for n in draws[0]}
-
-        return stacked
-
-    one = _run(guide, args, kwargs)
-    dim = -1 - _max_plate_nesting(one)
-    shapes = {name: site["value"].shape for name, site in one.iter_stochastic_nodes()}
-
-    def vectorized(size: int) -> dict[str, Tensor]:
-        sites = run(
-            lambda *args, **kwargs: pyro.plate(_PLATE, size, dim=dim)(guide)(*args, **kwargs)
-        )
-        return {n: plain(sites[n]["value"]).reshape(size, *shape) for n, shape in shapes.items()}
-
-    return vectorized
+def _at(samples: Samples, index: int) -> Samples:
+    return {name: x[index] for name, x in samples.items()}
