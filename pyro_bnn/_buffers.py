@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
-def unchanged_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Puts buffers back in the end, such as running statistics that a run has moved.
+def unchanged_buffers() -> Iterator[None]:
+    """Puts back the buffers of all modules that run inside, such as statistics of normalization."""
+    thread = threading.get_ident()
+    saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
 
-    Args:
-        modules: networks.
-    """
-    found = {id(module): module for root in modules for module in root.modules()}
-    saved = [
-        (module, key, buffer, buffer.detach().clone())
-        for module in found.values()
-        for key, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    def save(module: nn.Module, args: Any) -> None:
+        if module not in saved and threading.get_ident() == thread:
+            buffers = module._buffers.items()
+            saved[module] = {
+                name: (buffer, buffer.detach().clone())
+                for name, buffer in buffers
+                if buffer is not None and not is_lazy(buffer)
+            }
+
+    hook = register_module_forward_pre_hook(save)
     try:
         yield
     finally:
-        for module, key, buffer, copy in saved:
-            module._buffers[key] = buffer
-            # By values, since batch normalisation does not count its writes as others do; and not
-            # always, since a write would spoil a backward pass that has the buffer to come.
-            if not buffer.is_meta and not torch.equal(buffer, copy):
-                buffer.detach().copy_(copy)
+        hook.remove()
+        for module, buffers in saved.items():
+            for name, (buffer, value) in buffers.items():
+                module._buffers[name] = buffer  # a module may have put another one there
+                # Not always, since a write would spoil a backward pass that is still to come.
+                if not buffer.is_meta and not torch.equal(buffer, value):
+                    buffer.detach().copy_(value)

@@ -283,11 +283,21 @@ class Counting(PyroModule):
         return self.net(x)
 
 
+class Caller:
+    """A model that is an object."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
 @pytest.mark.parametrize("parallel", PARALLEL.args[1])
-@pytest.mark.parametrize("is_function", [True, False])
-def test_leaves_buffers_as_they_were(parallel, is_function):
+@pytest.mark.parametrize("kind", ["module", "function", "object"])
+def test_leaves_buffers_as_they_were(parallel, kind):
     net = Counting()
-    model = (lambda x: net(x)) if is_function else net
+    model = {"module": net, "function": lambda x: net(x), "object": Caller(net)}[kind]
     guide = AutoLRT(net)
     before = {name: x.clone() for name, x in net.state_dict().items()}
     objects = dict(net.named_buffers())

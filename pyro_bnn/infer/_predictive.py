@@ -11,10 +11,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._buffers import unchanged_buffers
-from ..guides._sites import referred_modules
 from ._samples import (
     GrownPlates,
     check_arguments,
@@ -101,7 +100,7 @@ class Predictive(pyro.infer.Predictive):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        with _LOCK, unchanged_buffers(referred_modules(self.model, nn.Module)):
+        with _LOCK, unchanged_buffers():
             return self._predict(args, kwargs)
 
     def _predict(self, args: Any, kwargs: Any) -> Samples:
