@@ -12,7 +12,13 @@ from models import within
 from scipy.integrate import quad
 from torch.distributions import kl_divergence
 
-from pyro_bnn.distributions import NormalMixture, Radial, kl_quadrature, mixture_kl_bound
+from pyro_bnn.distributions import (
+    HierarchicalNormal,
+    NormalMixture,
+    Radial,
+    kl_quadrature,
+    mixture_kl_bound,
+)
 
 ROWS = pytest.mark.parametrize(
     ("make", "dtype"),
@@ -54,6 +60,32 @@ def test_expand_to_event_and_mask(make, dtype):
     mask = torch.tensor([True, False])
     masked = d.mask(mask).log_prob(value)
     torch.testing.assert_close(masked, d.log_prob(value) * mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        (Radial, {"loc": (2, 3), "scale": (2, 3), "event_dim": 2}),
+        (Radial, {"loc": (4, 1, 3), "scale": (2, 1), "event_dim": 1}),
+        (Radial, {"loc": (2, 3), "scale": (), "event_dim": 0}),
+        (Radial, {"loc": (), "scale": (5,), "event_dim": 1}),
+        (NormalMixture, {"probs": (3, 2), "loc": (2,), "scale": ()}),
+        (NormalMixture, {"logits": (2,), "loc": (4, 3, 2), "scale": (3, 1)}),
+        (HierarchicalNormal, {"shape": (2, 3), "loc": (3,)}),
+    ],
+)
+def test_shapes_from_those_of_arguments(kind, args):
+    given = ("shape", "event_dim")
+    values = {n: v if n in given else torch.full(v, 0.5) for n, v in args.items()}
+    d = kind(**values)
+    assert kind.infer_shapes(**args) == (d.batch_shape, d.event_shape)
+    assert d.shape((7,)) == d.sample((7,)).shape
+    assert not d.has_enumerate_support
+
+
+def test_radial_needs_its_event_dim_for_shapes():
+    with pytest.raises(NotImplementedError, match="`event_dim`"):
+        Radial.infer_shapes(loc=(2, 3), scale=(2, 3), event_dim=())
 
 
 @ROWS

@@ -192,6 +192,19 @@ def test_median_and_quantiles(kind):
     torch.testing.assert_close(middle, median["noise"])
 
 
+@pytest.mark.parametrize("kind", [k for k in GUIDES if k.has_quantiles], ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    "probs", [[2.5], [-0.1, 0.5], [0], [1], [0.0, 1.0], [], [float("nan")], [1 - 1e-12]]
+)
+def test_rejects_quantiles_that_are_none(kind, probs):
+    guide = kind.make(bayesian_mlp(3, 1))
+    for quantiles in (probs, torch.tensor(probs)):
+        with pytest.raises(ValueError, match=r"`quantiles`.*between 0 and 1"):
+            guide.quantiles(quantiles)
+    with pytest.raises(ValueError, match="`quantiles`"):
+        guide["0.weight"].quantiles(torch.tensor(probs))
+
+
 @EACH
 def test_initialization(kind):
     value = torch.randn(4, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -75,6 +76,16 @@ class Radial(TorchDistribution):
         self._kept = kept
         self._size = shape[split:].numel() if kept is None else int(kept.sum())
         super().__init__(shape[:split], shape[split:], validate_args=validate_args)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
+        """The batch shape and the event shape, from shapes of tensors, and ``event_dim`` itself."""
+        event_dim = arg_shapes.get("event_dim")
+        if not isinstance(event_dim, int):
+            raise NotImplementedError("the shapes depend on the value of `event_dim`: pass it")
+        shape = torch.broadcast_shapes(arg_shapes["loc"], arg_shapes.get("scale", ()))
+        split = len(shape) - event_dim
+        return shape[:split], shape[split:]
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:

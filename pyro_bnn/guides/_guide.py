@@ -267,12 +267,13 @@ class AutoPosterior(AutoGuide):
         """Quantiles of each entry of each site.
 
         Args:
-            quantiles: probabilities, each in (0, 1).
+            quantiles: probabilities, at least one, each in the open interval (0, 1).
 
         Returns:
             A dictionary from site name to a tensor with ``len(quantiles)`` in front.
 
         Raises:
+            ValueError: if ``quantiles`` is empty, or has other numbers.
             NotImplementedError: if a site has a radial posterior.
         """
         probs = torch.as_tensor(quantiles)

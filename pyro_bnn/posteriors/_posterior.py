@@ -122,6 +122,7 @@ class Posterior(PyroModule):
         """Quantiles of each entry, shape ``probs.shape`` + shape of the weight.
 
         Raises:
+            ValueError: if a probability is not between 0 and 1, or there is none.
             NotImplementedError: if the family has none in closed form.
         """
 
@@ -207,6 +208,13 @@ def all_positive(scale: float | Tensor) -> bool:
     return not has_values(scale) or bool(((scale > 0) & (scale < float("inf"))).all())
 
 
-def trailing(probs: Tensor, like: Tensor) -> Tensor:
-    """``probs`` followed by dimensions that broadcast with those of ``like``."""
-    return probs.to(like).reshape(probs.shape + (1,) * like.dim())
+def trailing(probs: Any, like: Tensor) -> Tensor:
+    """Probabilities, checked, followed by dimensions that broadcast with those of ``like``."""
+    probs = torch.as_tensor(probs).to(like)
+    inside = not has_values(probs) or bool(((probs > 0) & (probs < 1)).all())
+    if not probs.numel() or not inside:
+        raise ValueError(
+            f"`quantiles` (={probs.tolist()}) must be probabilities between 0 and 1, without the "
+            "two, at least one of them: `[0.025, 0.975]`, say, for an interval of 95%"
+        )
+    return probs.reshape(probs.shape + (1,) * like.dim())
