@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ._autograd import has_values
 
@@ -22,6 +23,21 @@ def check_positive(**values: float) -> None:
 def check_kl_weight(value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"`kl_weight` (={value}) must be finite and not negative")
+
+
+def size_mismatch(key: str, own: Any, saved: Any) -> str | None:
+    """Torch's message on a saved tensor that has another shape than the one it is loaded into."""
+    if not isinstance(own, Tensor) or is_lazy(own):
+        return None
+    if not isinstance(saved, Tensor):
+        return f"`{key}` of the state (={saved!r:.50}) must be a tensor"
+    # Torch takes a vector of one element for a scalar, as its first versions saved them.
+    if own.shape == saved.shape or (not own.shape and saved.shape == (1,)):
+        return None
+    return (
+        f"size mismatch for {key}: copying a param with shape {saved.shape} from checkpoint, the "
+        f"shape in current model is {own.shape}."
+    )
 
 
 def nan_arguments(

@@ -11,6 +11,7 @@ import torch
 from kinds import GUIDES, LAYERS
 from models import Regression, bayesian_mlp, data, within
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -284,3 +285,55 @@ def test_refuses():
     prune(guide, fraction=0.5)
     with pytest.raises(ValueError, match="a pruned posterior is no prior"):
         bayesianize(net, prior=guide)
+
+
+class LaplacePosterior(NormalPosterior):
+    def base(self):
+        return dist.Laplace(self._read("loc"), self._read("scale"))
+
+
+@pytest.mark.parametrize("prunes", [{"fraction": 0.5}, {"threshold": 0.1}])
+def test_pruning_is_of_all_sites_or_of_none(prunes):
+    """A posterior of one's own may be one that cannot be pruned, and comes last here."""
+    x, y = data()
+    model = Regression(bayesian_mlp(3, 4, 1))
+    guide = AutoLRT(model, sites={"net.2.*": LaplacePosterior})
+    guide(x, y)
+    message = r"`net.2.weight`: .*`base\(\)` is a Laplace.*leave the others out by `sites`"
+    with pytest.raises(TypeError, match=message):
+        prune(guide, **prunes)
+    with pytest.raises(TypeError, match="is a Laplace"):
+        guide["net.2.weight"].prune(torch.ones(1, 4, dtype=torch.bool))
+    assert all(guide[name].kept is None for name in guide)
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
+    assert prune(guide, fraction=0.5, sites="net.0.*").total == 0.5
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO()).step(x, y)
+
+
+def test_radial_posteriors_of_many_networks_are_refused_before_others_change():
+    class Many(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = bayesian_mlp(3, 1)
+
+        def forward(self, y):
+            weight = self.net[0].weight
+            with pyro.plate("tasks", 2):
+                extra = pyro.sample("extra", dist.Normal(torch.zeros(4, 3), 1.0).to_event(2))
+            pyro.sample("y", dist.Normal(weight.sum() + extra.sum(), 1.0), obs=y)
+
+    guide = AutoRadial(Many(), plates="tasks")
+    guide(torch.zeros(()))
+    with pytest.raises(ValueError, match=r"`extra`: radial posteriors of many networks"):
+        prune(guide, fraction=0.5)
+    assert all(guide[name].kept is None for name in guide)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 4, dtype=torch.bool), torch.ones(4, 3), [[True] * 3] * 4, None]
+)
+def test_wrong_masks_change_nothing(mask):
+    posterior = NormalPosterior(torch.zeros(4, 3), 0.1)
+    with pytest.raises(ValueError, match=r"`kept` .*boolean tensor of shape \(4, 3\)"):
+        posterior.prune(mask)
+    assert posterior.kept is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
+from ..guides._saving import check_load
 from ..guides._sites import sample_attributes
 from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
 from ..nn._layer import SitePrior
@@ -141,6 +142,13 @@ class Standalone(ReturnsKL):
             for i, (kl, (_, module, key, _)) in enumerate(zip(kls, attributes, strict=True))
             if kl is None or not _is_fixed(module, key)
         }
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Loads a state whole or, if there is an error, not at all; see that of the guides."""
+        check_load(self, state_dict, strict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites", "_late")}

@@ -22,16 +22,20 @@ class Sparsity(dict[str, float]):
     """
 
     def __init__(self, masks: dict[str, Tensor]) -> None:
-        super().__init__({n: 1 - kept.double().mean().item() for n, kept in masks.items()})
+        super().__init__({name: pruned_fraction(kept) for name, kept in masks.items()})
         self._sizes = {name: kept.numel() for name, kept in masks.items()}
-        self.total = sum(self[n] * size for n, size in self._sizes.items()) / sum(
-            self._sizes.values()
-        )
+        pruned = sum(self[n] * size for n, size in self._sizes.items())
+        self.total = pruned / max(1, sum(self._sizes.values()))
 
     def __str__(self) -> str:
         rows = [[n, f"{self._sizes[n]:,}", f"{self[n]:.1%}"] for n in self]
         rows.append(["all", f"{sum(self._sizes.values()):,}", f"{self.total:.1%}"])
         return table(["site", "weights", "pruned"], rows)
+
+
+def pruned_fraction(kept: Tensor) -> float:
+    """The fraction of weights that a mask removes; 0 of none."""
+    return 1 - kept.double().mean().item() if kept.numel() else 0.0
 
 
 def pruning_masks(
@@ -100,7 +104,8 @@ def prune(
         The fraction that is pruned now, by site; prints as a table.
 
     Raises:
-        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`, or a site has a posterior
+            of your own whose distribution cannot be pruned. Nothing has changed then.
         ValueError: if ``threshold`` is negative, ``fraction`` is not in [0, 1], both are given, a
             pattern fits no site, or the guide has no weights of a network yet.
 
@@ -115,9 +120,18 @@ def prune(
         masks = pruning_masks(guide, 0.83 if threshold is None else threshold, sites=sites)
     else:
         masks = _masks_of_fraction(_weights(guide, sites), fraction)
+    for name, kept in masks.items():  # all of them, before one of them changes
+        _check_mask(guide, name, kept)
     for name, kept in masks.items():
         guide[name].prune(kept)
     return Sparsity(masks)
+
+
+def _check_mask(guide: AutoPosterior, name: str, kept: Tensor) -> None:
+    try:
+        guide[name].check_mask(kept)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`guide` has the site `{name}`: {error}") from None
 
 
 def _masks_of_fraction(weights: dict[str, Posterior], fraction: float) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..posteriors import ConstrainedPosterior
+from ._pruning import pruned_fraction
 from ._table import table
 from ._weights import weights
 
@@ -97,7 +98,7 @@ def _posterior(guide: AutoPosterior, name: str) -> list[str]:
     q = guide[name]
     kind = type(q).__name__.removesuffix("Posterior")
     estimator = "" if isinstance(q, ConstrainedPosterior) else type(q.estimator).__name__
-    pruned = "" if q.kept is None else f"{1 - q.kept.double().mean().item():.1%}"
+    pruned = "" if q.kept is None else f"{pruned_fraction(q.kept):.1%}"
     return [kind, estimator, pruned]
 
 

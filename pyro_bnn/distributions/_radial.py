@@ -42,7 +42,8 @@ class Radial(TorchDistribution):
         validate_args: as in ``torch.distributions``.
 
     Raises:
-        ValueError: if ``event_dim`` does not fit ``loc``, or an argument violates its constraint.
+        ValueError: if ``event_dim`` does not fit ``loc``, an event has no entries, or an argument
+            violates its constraint.
 
     References:
         Farquhar, Osborne and Gal (2020), "Radial Bayesian neural networks", arXiv:1907.00865.
@@ -73,6 +74,11 @@ class Radial(TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
         split = self.loc.dim() - event_dim
         shape = self.loc.shape
+        if not shape[split:].numel():
+            raise ValueError(
+                f"`loc` has the shape {tuple(shape)}, of which an event has no entries: a "
+                "direction needs one"
+            )
         self._kept = kept
         self._size = shape[split:].numel() if kept is None else int(kept.sum())
         super().__init__(shape[:split], shape[split:], validate_args=validate_args)

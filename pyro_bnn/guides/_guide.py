@@ -27,6 +27,7 @@ from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
 from ..posteriors._together import distributions
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
+from ._saving import SavedWhole
 from ._sites import (
     is_handled,
     may_observe,
@@ -38,7 +39,7 @@ from ._sites import (
 PosteriorFactory = Callable[..., Posterior]
 
 
-class AutoPosterior(AutoGuide):
+class AutoPosterior(SavedWhole, AutoGuide):
     r"""Base class of the guides: one :class:`~pyro_bnn.posteriors.Posterior` for each site.
 
     Latent sites that are attributes of the model's modules (``PyroSample``, and the weights of
@@ -372,11 +373,11 @@ class AutoPosterior(AutoGuide):
                 "`pyro_bnn.nn.BayesianLinear` or `PyroSample`"
             )
         unused = [p for p in self._overrides if not fnmatch.filter(sites, p)]
-        unread = [name for name in self._by_name if name in self._weights and name not in sites]
+        unread = [name for name in self._by_name if name not in sites]
         if unread:
             warnings.warn(
-                f"the first run of the model did not read the weights {unread}, so that they will "
-                "not be trained",
+                f"the first run of the model did not sample {unread}, so that they will not be "
+                "trained",
                 stacklevel=2,
             )
         if unused:
@@ -443,28 +444,7 @@ class AutoPosterior(AutoGuide):
         deep_setattr(self.posteriors, name, posterior)
         self._by_name[name] = posterior
 
-    # Saving, copying and composing.
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Makes room for the sites that the saved guide found only in a run."""
-        start = prefix + "posteriors."
-        for key, loc in state_dict.items():
-            if not key.startswith(start) or not key.endswith(".loc_unconstrained"):
-                continue
-            self._is_loaded = True
-            name = key[len(start) : -len(".loc_unconstrained")]
-            if name not in self._by_name:
-                self._attach(name, self._blank(name, loc))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _blank(self, name: str, loc: Tensor) -> Posterior:
-        """A posterior of a site whose prior is not known yet, for a saved state."""
-        factory = self._override(name)
-        if factory is None and (name in self._weights or loc.dim() > 1):
-            factory = self.posterior
-        if factory is None:
-            return ConstrainedPosterior(torch.zeros_like(loc), 1.0, support=None)
-        return factory(torch.zeros_like(loc), 1.0)
+    # Copying and composing.
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         if self.master is not None:  # lists of guides are kept apart as guides are

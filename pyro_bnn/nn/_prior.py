@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,7 +16,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from .._autograd import has_values
 from .._axes import Axes
+from .._validation import size_mismatch
 
 Rule = Callable[[torch.Size, int], Distribution]
 Path = tuple[str | int, ...]
@@ -57,24 +62,17 @@ class Prior(PyroModule):
         super().__init__()
         self.register_buffer("initial", initial, persistent=False)
         self.meets_both_sides = False
-        made = prior
-        if not isinstance(prior, Distribution) and callable(prior):
-            by_axes = getattr(prior, "by_axes", None)
-            if by_axes is None:
-                made = prior(weight.shape, fan_in)
-            else:
-                made = by_axes(weight.shape, Axes.of_shape(weight.shape) if axes is None else axes)
-        if not isinstance(made, Distribution):
-            raise TypeError(
-                f"`{name}` (={prior!r}) must be a distribution, or a rule such as "
-                "`pyro_bnn.priors.Normal(0, 1)`"
-            )
+        is_rule = not isinstance(prior, Distribution)
+        made: Any = _by_rule(prior, weight, fan_in, name, axes) if is_rule else prior
         self.shape = weight.shape
         _check_shape(made, weight.shape, name)
-        self._template = copy.deepcopy(made)
+        self._template: Any = copy.deepcopy(made)
         self._paths: dict[str, list[Path]] = {}
         self._register(getattr(prior, "learnable", ()), weight)
         self._bind()
+        problem = next(_problems(self._template), None)
+        if problem:
+            raise ValueError(f"`{name}` (={prior!r}) has {problem}")
 
     def forward(self) -> dist.TorchDistribution:
         """The prior, with event shape that of the weight."""
@@ -125,8 +123,20 @@ class Prior(PyroModule):
         self._bind()
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        values = {
+            name: state_dict[prefix + name].to(buffer)
+            for name, buffer in self._buffers.items()
+            if name in self._paths
+            and buffer is not None
+            and size_mismatch(name, buffer, state_dict.get(prefix + name)) is None
+        }
+        problem = next(_problems(self._rebuilt(values)), None)
+        if problem:
+            *_, errors = args
+            errors.append(f"the prior `{prefix.rstrip('.')}` was saved with {problem}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._bind()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,6 +145,57 @@ class Prior(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bind()
+
+
+def _by_rule(rule: Any, weight: Tensor, fan_in: int, name: str, axes: Axes | None) -> Distribution:
+    remedy = "a distribution, or a rule such as `pyro_bnn.priors.Normal(0, 1)`"
+    if isinstance(rule, type):
+        raise TypeError(f"`{name}` (={rule!r}) is a class: give an instance, {remedy}")
+    if not callable(rule):
+        raise TypeError(f"`{name}` (={rule!r}) must be {remedy}")
+    args: tuple[Any, ...] = (weight.shape, fan_in)
+    if hasattr(rule, "by_axes"):
+        args = (weight.shape, Axes.of_shape(weight.shape) if axes is None else axes)
+        rule = rule.by_axes
+    with suppress(ValueError):  # some builtins have no signature
+        signature = inspect.signature(rule)
+        try:
+            signature.bind(*args)
+        except TypeError as error:
+            raise TypeError(
+                f"`{name}` (={rule!r}) is a function of other arguments than a rule ({error}): a "
+                "rule takes the shape of the weight and its number of inputs, "
+                "`lambda shape, fan_in: dist.Normal(0.0, 1.0)`"
+            ) from None
+    made = rule(*args)
+    if not isinstance(made, Distribution):
+        raise TypeError(f"`{name}` (={rule!r}) returned {made!r}: a rule returns a distribution")
+    return made
+
+
+def _problems(obj: Any) -> Iterator[str]:
+    """What is wrong with the values of a distribution, and of those inside."""
+    for key, constraint in getattr(obj, "arg_constraints", {}).items():
+        value = vars(obj).get(key)
+        if not isinstance(value, Tensor) or not has_values(value) or not value.numel():
+            continue
+        if constraints.is_dependent(constraint) or constraint.event_dim:
+            continue
+        if not constraint.check(value).all():
+            wrong = value[~constraint.check(value)].flatten()[0].item()
+            yield f"a `{key}` of {wrong:.3g} in {value.dtype}, which must satisfy {constraint}"
+        elif key == "scale" and value.is_floating_point():
+            # Divergences have squares of scales, in float32 at least.
+            info = torch.finfo(torch.promote_types(value.dtype, torch.float))
+            least, most = (float(value.min()), float(value.max()))
+            low, high = math.sqrt(info.tiny), math.sqrt(info.max)
+            if least < low or most > high:
+                yield (
+                    f"a `scale` of {least if least < low else most:.3g}, whose square is no number "
+                    f"of {value.dtype}: choose one between {low:.2g} and {high:.2g}, or float64"
+                )
+    for _, child in _children(obj):
+        yield from _problems(child)
 
 
 def _check_shape(prior: Distribution, shape: torch.Size, name: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transforms
 
 from ..distributions._divergence import trusted_normal
 from ._posterior import Posterior, trailing
@@ -46,6 +48,7 @@ class ConstrainedPosterior(NormalPosterior):
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
         support: the constraint, say ``constraints.positive``. None leaves it to :meth:`adapt`,
             and ``loc`` is in unconstrained space.
+        family: what a saved state says of the constraint that is not known yet.
 
     Raises:
         ValueError: if ``scale`` is not positive and finite, or ``loc`` is not in ``support``.
@@ -57,6 +60,8 @@ class ConstrainedPosterior(NormalPosterior):
         tensor(0.5000)
     """
 
+    _saved_family: str | None = None
+
     def __init__(
         self,
         loc: Tensor,
@@ -64,6 +69,7 @@ class ConstrainedPosterior(NormalPosterior):
         event_dim: int | None = None,
         *,
         support: constraints.Constraint | None,
+        family: str | None = None,
     ) -> None:
         event_dim = loc.dim() if event_dim is None else event_dim
         free = loc.detach() if support is None else biject_to(support).inv(loc.detach())
@@ -71,6 +77,14 @@ class ConstrainedPosterior(NormalPosterior):
         super().__init__(free, scale, event_dim + free.dim() - loc.dim())
         self.support = support
         self.constrained_event_dim = event_dim
+        self._saved_family = family
+
+    @property
+    def family(self) -> str:
+        if self.support is None:
+            return self._saved_family or type(self).__name__
+        transform = biject_to(self.support)
+        return f"{type(self).__name__} by {_described(transform)}"
 
     @property
     def is_complete(self) -> bool:
@@ -78,7 +92,13 @@ class ConstrainedPosterior(NormalPosterior):
 
     def adapt(self, prior: dist.TorchDistribution) -> None:
         if self.support is None:
-            self.support = prior.support
+            saved, self.support = self._saved_family, prior.support
+            if saved is not None and saved != self.family:
+                self.support, found = None, self.family
+                raise ValueError(
+                    f"the posterior was saved as a {saved}, and the constraint {prior.support} of "
+                    f"its site in the model needs a {found}: the state was saved for another model"
+                )
         self.constrained_event_dim = prior.event_dim
         super().adapt(prior)
 
@@ -107,7 +127,7 @@ class ConstrainedPosterior(NormalPosterior):
     def quantiles(self, probs: Tensor) -> Tensor:
         return biject_to(self._known_support())(super().quantiles(probs))
 
-    def prune(self, kept: Tensor) -> None:
+    def check_mask(self, kept: Tensor) -> None:
         raise ValueError("only weights of networks can be pruned, not a latent variable")
 
     def _known_support(self) -> constraints.Constraint:
@@ -117,6 +137,15 @@ class ConstrainedPosterior(NormalPosterior):
                 "arguments of the model"
             )
         return self.support
+
+
+def _described(transform: Any) -> str:
+    """The kinds of transforms that one is made of."""
+    while isinstance(transform, transforms.IndependentTransform):
+        transform = transform.base_transform
+    if isinstance(transform, transforms.ComposeTransform):
+        return " and ".join(_described(part) for part in transform.parts) or "identity"
+    return type(transform).__name__
 
 
 def is_real(support: constraints.Constraint) -> bool:

@@ -65,7 +65,10 @@ class _KeptMixture(NormalMixture):
 
 @singledispatch
 def _masked(base: Distribution, kept: Tensor) -> Distribution:
-    raise TypeError(f"there is no pruning of a {type(base).__name__}")
+    raise TypeError(
+        f"a posterior whose `base()` is a {type(base).__name__} cannot be pruned: Normals, "
+        "NormalMixtures and Radials can; leave the others out by `sites`"
+    )
 
 
 @_masked.register

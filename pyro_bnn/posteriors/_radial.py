@@ -40,13 +40,17 @@ class RadialPosterior(Posterior):
         return Radial(loc, scale, self.event_dim, validate_args=False)
 
     @torch.no_grad()
-    def prune(self, kept: Tensor) -> None:
-        """Prunes, and keeps the standard deviation of every weight that is kept."""
+    def check_mask(self, kept: Tensor) -> None:
         if self._read("loc").dim() > self.event_dim:
             raise ValueError(
                 "radial posteriors of many networks, one for each element of a plate, cannot be "
                 "pruned: they would differ in their numbers of weights"
             )
+        super().check_mask(kept)
+
+    @torch.no_grad()
+    def prune(self, kept: Tensor) -> None:
+        """Prunes, and keeps the standard deviation of every weight that is kept."""
         size = self._num_kept()
         super().prune(kept)
         if self._num_kept():  # the variance of an entry is that of the radius over their number
@@ -54,7 +58,9 @@ class RadialPosterior(Posterior):
             self.scale = scale
 
     def signal_to_noise(self) -> Tensor:
-        return super().signal_to_noise() * math.sqrt(self._num_kept() / self._read("loc").numel())
+        return super().signal_to_noise() * math.sqrt(
+            self._num_kept() / max(1, self._read("loc").numel())
+        )
 
     def _num_kept(self) -> int:
         return self._read("loc").numel() if self.kept is None else int(self.kept.sum())
