@@ -1,7 +1,9 @@
 """Inference."""
 
+from ._diagnose import diagnose
+from ._diagnosis import Diagnosis
 from ._kl_warmup import KLWarmup
 from ._predictive import Predictive
 from ._trace_kl_elbo import TraceKL_ELBO
 
-__all__ = ["KLWarmup", "Predictive", "TraceKL_ELBO"]
+__all__ = ["Diagnosis", "KLWarmup", "Predictive", "TraceKL_ELBO", "diagnose"]

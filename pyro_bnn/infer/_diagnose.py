@@ -1,0 +1,218 @@
+"""What a trained posterior is worth: its bound, and where it comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.ops.stats import fit_generalized_pareto
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from ..distributions._divergence import innermost
+from ..guides import AutoPosterior
+from ._diagnosis import Diagnosis
+from ._kl import analytic_kl
+
+_COLLAPSED = 0.01  # nats: an entry that has learned less equals its prior
+_WINDOW = 1000  # steps
+_PROBS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def diagnose(
+    model: Callable[..., Any],
+    guide: AutoPosterior,
+    data: Sequence[Any],
+    *,
+    losses: Sequence[float] | None = None,
+    num_samples: int = 200,
+) -> Diagnosis:
+    r"""Tells what a trained posterior is worth, and where its bound comes from.
+
+    With :math:`S` draws :math:`w_s` of the posterior, one weight for all data in each,
+
+    .. math:: w_s \sim q, \quad
+        \mathrm{IW} = \log \frac1S \sum_s \frac{p(D, w_s)}{q(w_s)}
+        \ge \mathrm{ELBO} = E_q[\log p(D \mid w)] - KL(q \Vert p).
+
+    Args:
+        model: the model.
+        guide: its guide, trained; put the model into ``eval()`` first, if it has dropout or batch
+            normalisation.
+        data: the arguments of the model, ``(x, y)``, of all data or, where a plate scales them, of
+            a batch that stands for them.
+        losses: the losses of training, in nats of all data, one for each step.
+        num_samples: number of draws :math:`S`, at least 25.
+
+    Returns:
+        A :class:`Diagnosis`.
+
+    Raises:
+        TypeError: if ``guide`` is no guide of :mod:`pyro_bnn.guides`.
+        ValueError: if ``num_samples`` is below 25, or the model observes nothing.
+
+    References:
+        Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders",
+        arXiv:1509.00519; Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it work?",
+        arXiv:1802.02538.
+    """
+    if not isinstance(guide, AutoPosterior):
+        raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
+    if num_samples < 25:
+        raise ValueError(f"`num_samples` (={num_samples}) must be at least 25, for a tail index")
+    draws = [_draw(model, guide, data) for _ in range(num_samples)]
+    likelihoods: dict[str, list[float]] = {}
+    for draw in draws:
+        for name, value in draw.likelihood.items():
+            likelihoods.setdefault(name, []).append(value)
+    if not likelihoods:
+        raise ValueError(
+            "the model observes nothing with these `data`: give all of its arguments, the "
+            "targets included"
+        )
+    first = draws[0]
+    kl = {
+        name: _mean(d.ratio[name] for d in draws) if exact is None else exact
+        for name, exact in ((name, _kl(*pair)) for name, pair in first.sites.items())
+    }
+    sums = torch.tensor([sum(d.likelihood.values()) for d in draws], dtype=torch.double)
+    log_weights = torch.tensor(
+        [sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws], dtype=torch.double
+    )
+    prior = _mean(_prior_likelihood(model, data) for _ in range(min(25, num_samples)))
+    constant = sum(_constant(site) for site in first.observed.values())
+    return Diagnosis(
+        num_data=_num_data(first.observed),
+        elbo=sums.mean().item() - sum(kl.values()),
+        elbo_error=sums.std().item() / math.sqrt(num_samples),
+        trivial=max(prior, constant),
+        likelihood={name: _mean(values) for name, values in likelihoods.items()},
+        kl=kl,
+        collapsed=_collapsed(first.sites),
+        signal_to_noise=_signal_to_noise(guide),
+        importance_bound=(log_weights.logsumexp(0) - math.log(num_samples)).item(),
+        khat=_tail_index(log_weights),
+        moved=_moved(losses),
+        num_samples=num_samples,
+        _sizes={name: p.shape().numel() for name, (_, p) in first.sites.items()},
+    )
+
+
+@dataclass
+class _Draw:
+    """One weight for all data: what it makes of them, and its densities."""
+
+    likelihood: dict[str, float]
+    ratio: dict[str, float]  # log q - log p, by latent site
+    sites: dict[str, tuple[Any, Any]]  # posterior and prior
+    observed: dict[str, dict[str, Any]]
+
+
+@torch.no_grad()
+def _draw(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) -> _Draw:
+    with guide.shared_draws():
+        proposed: Any = prune_subsample_sites(poutine.trace(guide).get_trace(*data))
+    replayed = poutine.replay(model, trace=proposed)
+    trace: Any = prune_subsample_sites(poutine.trace(replayed).get_trace(*data))
+    trace.compute_log_prob()
+    proposed.compute_log_prob()
+    observed = {n: trace.nodes[n] for n in trace.observation_nodes}
+    latent = [n for n in trace.stochastic_nodes if n in proposed.nodes]
+    return _Draw(
+        {n: site["log_prob_sum"].item() for n, site in observed.items()},
+        {
+            n: (proposed.nodes[n]["log_prob_sum"] - trace.nodes[n]["log_prob_sum"]).item()
+            for n in latent
+        },
+        {n: (proposed.nodes[n]["fn"], trace.nodes[n]["fn"]) for n in latent},
+        observed,
+    )
+
+
+@torch.no_grad()
+def _prior_likelihood(model: Callable[..., Any], data: Sequence[Any]) -> float:
+    trace: Any = prune_subsample_sites(poutine.trace(model).get_trace(*data))
+    trace.compute_log_prob()
+    return sum(trace.nodes[n]["log_prob_sum"].item() for n in trace.observation_nodes)
+
+
+@torch.no_grad()
+def _kl(q: Any, p: Any) -> float | None:
+    kl = analytic_kl(q, p)
+    return None if kl is None else kl.sum().item()
+
+
+def _constant(site: dict[str, Any]) -> float:
+    """The log-likelihood of the best constant prediction; minus infinity where none is known."""
+    fn, value = innermost(site["fn"]), torch.as_tensor(site["value"]).double()
+    scale = torch.as_tensor(site["scale"]).double().mean().item()
+    if isinstance(fn, dist.Categorical):
+        share = torch.bincount(value.long().reshape(-1)).double() / value.numel()
+    elif isinstance(fn, dist.Bernoulli):
+        share = torch.stack([value.mean(), 1 - value.mean()])
+    elif isinstance(fn, Normal) and value.numel() > 1:
+        variance = value.var(correction=0).clamp_min(1e-30)
+        entropy = 0.5 * (math.log(2 * math.pi * math.e) + variance.log())
+        return -scale * value.numel() * entropy.item()
+    else:
+        return -math.inf
+    return -scale * value.numel() * torch.special.entr(share).sum().item()
+
+
+def _num_data(observed: dict[str, dict[str, Any]]) -> int:
+    return max(
+        round(float(torch.as_tensor(s["scale"]).double().mean()) * s["fn"].batch_shape.numel())
+        for s in observed.values()
+    )
+
+
+@torch.no_grad()
+def _collapsed(sites: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    result = {}
+    for name, (q, p) in sites.items():
+        posterior, prior = innermost(q), innermost(p)
+        normals = isinstance(posterior, Normal) and isinstance(prior, Normal)
+        if normals and posterior.batch_shape == p.shape():
+            kl = kl_divergence(Normal(posterior.loc, posterior.scale), prior)
+            result[name] = (kl < _COLLAPSED).double().mean().item()
+    return result
+
+
+def _signal_to_noise(guide: AutoPosterior) -> dict[str, list[float]]:
+    probs = torch.tensor(_PROBS, dtype=torch.double)
+    ratios = {name: guide[name].signal_to_noise().double().reshape(-1) for name in guide}
+    return {name: torch.quantile(r[: 1 << 23], probs).tolist() for name, r in ratios.items()}
+
+
+def _tail_index(log_weights: Tensor) -> float:
+    """The shape of a generalized Pareto distribution that is fitted to the largest weights."""
+    weights = (log_weights - log_weights.max()).sort().values
+    tail = math.ceil(min(0.2 * len(weights), 3 * math.sqrt(len(weights))))
+    cutoff = weights[-tail - 1].clamp_min(math.log(1e-300))
+    largest = weights[weights > cutoff].exp() - cutoff.exp()
+    if len(largest) < 5:  # a handful of draws has all of the weight
+        return math.inf
+    return float(fit_generalized_pareto(largest)[0])
+
+
+def _moved(losses: Sequence[float] | None) -> float | None:
+    """How much higher the bound is over the last 100 steps than it was 1,000 steps before."""
+    if losses is None:
+        return None
+    values = torch.as_tensor(list(losses), dtype=torch.double)
+    if len(values) < _WINDOW + 100:
+        raise ValueError(
+            f"`losses` has {len(values)} entries; the bound of the last 1,000 steps needs 1,100"
+        )
+    return (values[-_WINDOW - 100 : -_WINDOW].mean() - values[-100:].mean()).item()
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

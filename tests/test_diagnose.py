@@ -1,0 +1,121 @@
+"""What is said of a posterior is true of it."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import Regression, bayesian_mlp, data
+from pyro.infer.importance import psis_diagnostic
+
+from pyro_bnn.guides import AutoLRT, AutoMixture, AutoRadial
+from pyro_bnn.infer import diagnose
+from pyro_bnn.nn import BayesianLinear
+
+
+def conjugate(noise=0.5, size=40):
+    """A linear model of one weight, whose evidence and posterior are known; at the optimum."""
+    x, _ = data(size, 1)
+    y = x.squeeze(-1) + noise * torch.randn(size)
+    model = Regression(BayesianLinear(1, 1, bias=False), noise)
+    guide = AutoLRT(model)
+    precision = (x.square().sum() / noise**2 + 1).item()
+    mean = (x.squeeze(-1) @ y / noise**2 / precision).item()
+    guide["net.weight"].loc = torch.full((1, 1), mean)
+    guide["net.weight"].scale = torch.full((1, 1), precision**-0.5)
+    xs = x.double().squeeze(-1)
+    covariance = noise**2 * torch.eye(size).double() + xs.outer(xs)
+    evidence = dist.MultivariateNormal(torch.zeros(size).double(), covariance).log_prob(y.double())
+    return model, guide, (x, y), evidence.item(), mean, precision
+
+
+def test_bounds_are_exact_at_the_exact_posterior():
+    torch.manual_seed(0)
+    model, guide, xy, evidence, mean, precision = conjugate()
+    result = diagnose(model, guide, xy, num_samples=400)
+    assert abs(result.elbo - evidence) < 5 * result.elbo_error
+    assert result.importance_bound == pytest.approx(evidence, abs=1e-3)
+    kl = 0.5 * (mean**2 + 1 / precision - 1 + math.log(precision))
+    assert result.kl == {"net.weight": pytest.approx(kl, rel=1e-5)}
+    assert result.num_data == 40
+    assert result.collapsed == {"net.weight": 0.0}
+    ratio = abs(mean) * precision**0.5
+    assert result.signal_to_noise["net.weight"] == pytest.approx([ratio] * 5, rel=1e-5)
+    assert result.trivial < result.elbo
+    assert result.khat < 0.7
+    assert not result.findings()
+
+
+def test_tail_index_is_pyros():
+    torch.manual_seed(0)
+    model, guide, xy, *_ = conjugate()
+    guide["net.weight"].scale = guide["net.weight"].scale.detach() / 3  # far too narrow
+    result = diagnose(model, guide, xy, num_samples=1000)
+    torch.manual_seed(0)
+    with guide.shared_draws():
+        other = psis_diagnostic(model, guide, *xy, num_particles=1000)
+    assert result.khat > 0.7
+    assert other > 0.7
+    assert result.importance_bound > result.elbo
+    assert any("tail index" in finding for finding in result.findings())
+
+
+@pytest.mark.parametrize("make", [AutoLRT, AutoRadial, AutoMixture])
+def test_posteriors_that_have_learned_nothing(make):
+    torch.manual_seed(0)
+    x, y = data(50, 3)
+    model = Regression(bayesian_mlp(3, 8, 1), None)
+    guide = make(model)
+    guide(x, y)
+    result = diagnose(model, guide, (x, 100 * y), num_samples=50)
+    assert result.elbo < result.trivial  # a start far from the data
+    assert "below the trivial bound" in str(result)
+    for name, likelihood in result.likelihood.items():
+        assert name == "obs"
+        assert result.elbo == pytest.approx(likelihood - sum(result.kl.values()))
+
+
+def test_trivial_bound_of_classes_and_collapse():
+    torch.manual_seed(0)
+    x = torch.randn(90, 3)
+    y = torch.arange(90) % 3
+    net = bayesian_mlp(3, 5, 3)
+
+    def model(x, y=None):
+        logits = net(x)
+        with pyro.plate("data", 900, subsample_size=len(x)):
+            pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
+
+    guide = AutoLRT(model)
+    for name in guide:
+        guide[name].loc = torch.zeros_like(guide[name].loc)
+        guide[name].scale = torch.ones_like(guide[name].scale)
+    result = diagnose(model, guide, (x, y), losses=[1000.0] * 1100, num_samples=25)
+    assert result.num_data == 900
+    assert result.trivial == pytest.approx(-900 * math.log(3))
+    assert result.collapsed == dict.fromkeys(guide, 1.0)
+    assert result.collapsed_fraction == 1
+    assert result.moved == 0
+
+
+def test_losses_that_still_fall():
+    torch.manual_seed(0)
+    model, guide, xy, *_ = conjugate()
+    result = diagnose(model, guide, xy, losses=list(range(2000, 0, -1)), num_samples=25)
+    assert result.moved == pytest.approx(1000)
+    assert any("train longer" in finding for finding in result.findings())
+
+
+def test_errors():
+    model, guide, xy, *_ = conjugate()
+    with pytest.raises(TypeError, match="`guide`"):
+        diagnose(model, lambda x, y: None, xy)
+    with pytest.raises(ValueError, match="`num_samples`"):
+        diagnose(model, guide, xy, num_samples=10)
+    with pytest.raises(ValueError, match="`losses`"):
+        diagnose(model, guide, xy, losses=[1.0], num_samples=25)
+    with pytest.raises(ValueError, match="observes nothing"):
+        diagnose(model, guide, xy[:1], num_samples=25)
