@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -30,3 +33,36 @@ def test_speed(tmp_path):
 
 def test_limits():
     assert "flipout" in run("limits.py", "--runs", "1")
+
+
+def test_uci(tmp_path):
+    rng = np.random.default_rng(0)
+    x = np.c_[rng.normal(size=(60, 2)), np.ones(60)]  # a column is constant
+    y = 300 * x[:, :1] + 30 * rng.normal(size=(60, 1))
+    index = np.array([[*range(10)], [*range(20, 28), -1, -1]])
+    np.savez(tmp_path / "line.npz", X=x, y=y, test_index=index)
+    file = tmp_path / "results.json"
+    args = ("--steps", "200", "--samples", "100", "--jobs", "1", "--json", str(file))
+    output = run("uci.py", str(tmp_path), "--splits", "2", "--guides", "AutoLRT", *args)
+    assert "refined VI" in output
+    rows = json.loads(file.read_text())
+    assert [(r["set"], r["guide"], r["split"]) for r in rows] == [
+        ("line", "AutoLRT", 0),
+        ("line", "AutoLRT", 1),
+    ]
+    # In the units of y: a constant prediction, and the line itself.
+    constant, best = (-0.5 * math.log(2 * math.pi * math.e * s**2) for s in (300, 30))
+    for row in rows:
+        assert 15 < row["rmse"] < 60
+        assert constant - 1 < row["log_density"] < best + 0.5  # log(300) is 5.7 nats
+        assert row["elbo"] < best + 0.3
+
+
+def test_defaults(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6))
+    index = np.arange(10).reshape(1, -1)
+    np.savez(tmp_path / "yacht.npz", X=x, y=x.sum(1), test_index=index)
+    args = ("--uci", str(tmp_path), "--tasks", "yacht", "--splits", "1", "--jobs", "1")
+    output = run("defaults.py", *args, "--candidates", "tensor", "--times", "0.02")
+    assert "tensor, 0.02 times" in output
