@@ -176,7 +176,8 @@ def _num_data(observed: dict[str, dict[str, Any]]) -> int:
 def _collapsed(sites: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     result = {}
     for name, (q, p) in sites.items():
-        posterior, prior = innermost(q), innermost(p)
+        posterior: Any = innermost(q)
+        prior: Any = innermost(p)
         normals = isinstance(posterior, Normal) and isinstance(prior, Normal)
         if normals and posterior.batch_shape == p.shape():
             kl = kl_divergence(Normal(posterior.loc, posterior.scale), prior)
