@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -15,6 +16,7 @@ from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+ROOT = "_root_of_parameters"  # an attribute
 # Parameters that some module has put into the store, as opposed to loaded ones.
 _REGISTERED = WeakTensorKeyDictionary()
 
@@ -28,9 +30,14 @@ class OwnParameters(_Context):
     loaded into the store from a file is first copied into the module, as Pyro does.
     """
 
-    def __init__(self, root: PyroModule) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._root = weakref.ref(root)
+        self._root: Callable[[], PyroModule | None] = _nothing
+
+    @property
+    def root(self) -> PyroModule | None:
+        """The module, if it is there."""
+        return self._root()
 
     def __enter__(self) -> None:
         if not self.active:
@@ -39,7 +46,7 @@ class OwnParameters(_Context):
 
     def claim(self, names_in_use: bool = False) -> None:
         """Puts the module's parameters into the store, maybe those only whose names it has."""
-        root = self._root()
+        root = self.root
         if root is None or pyro.settings.get("module_local_params"):
             return
         store = pyro.get_param_store()
@@ -55,16 +62,37 @@ class OwnParameters(_Context):
             _REGISTERED[parameter] = True
 
     def __reduce__(self) -> tuple:
-        # A copied or unpickled root makes its own.
-        return _Context, ()
+        return OwnParameters, ()  # of a part that is copied or pickled without its root
+
+
+class _Root:
+    """An attribute of a root that gives its copies and pickles contexts of their own.
+
+    The context cannot: it is an attribute of every part, which would take the root along.
+    """
+
+    def __init__(self, root: PyroModule, context: OwnParameters) -> None:
+        self.__setstate__((root, context))
+
+    def __setstate__(self, state: tuple[PyroModule, OwnParameters]) -> None:
+        root, self._context = state
+        self._ref = self._context._root = weakref.ref(root)
+
+    def __reduce__(self) -> tuple:
+        return copyreg.__newobj__, (_Root,), (self._ref(), self._context)  # type: ignore[attr-defined]
+
+
+def _nothing() -> None:
+    return None
 
 
 def own_parameters(root: PyroModule) -> OwnParameters:
     """Gives a module and all of its submodules a context that keeps their parameters apart."""
-    if isinstance(root._pyro_context, OwnParameters) and root._pyro_context._root() is root:
+    if isinstance(root._pyro_context, OwnParameters) and root._pyro_context.root is root:
         return root._pyro_context
-    old, new = root._pyro_context, OwnParameters(root)
+    old, new = root._pyro_context, OwnParameters()
     new.used = old.used
+    vars(root)[ROOT] = _Root(root, new)
     for module in root.modules():
         if isinstance(module, PyroModule) and module._pyro_context is old:
             module._pyro_context = new

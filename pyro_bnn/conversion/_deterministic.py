@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from .._parameter_store import ROOT
 from ..estimators._draw import plain
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
@@ -110,6 +111,9 @@ def _value(
     return value.reshape(shape)
 
 
+_PYRO_STATE = ("_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples")
+
+
 def _strip(module: Any, values: dict[str, Tensor]) -> None:
     """Makes a Pyro module a plain one, with given weights."""
     if isinstance(module, BayesianEmbedding) and module.padding_row is not None:
@@ -123,7 +127,7 @@ def _strip(module: Any, values: dict[str, Tensor]) -> None:
             del modules[key]
     module._buffers.pop("padding_row", None)
     module.__class__ = torch_class(type(module))
-    for key in ("_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples", "_ties"):
+    for key in (*_PYRO_STATE, "_ties", ROOT):
         vars(module).pop(key, None)
     parameters.update({key: nn.Parameter(value.clone()) for key, value in values.items()})
     if hasattr(module, "_become_plain"):  # a layer of another library's names

@@ -26,6 +26,7 @@ from ..posteriors._groups import parameter_groups
 from ..posteriors._normal import is_real
 from ..posteriors._posterior import all_positive
 from ..posteriors._together import distributions
+from ._dry_run import dry_run
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
 from ._saving import SavedWhole
 from ._sites import (
@@ -83,6 +84,7 @@ class AutoPosterior(SavedWhole, AutoGuide):
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
     posterior: ClassVar[PosteriorFactory]
     _is_grouped = False
+    _context_of_model: OwnParameters | None = None
 
     def __init__(
         self,
@@ -292,6 +294,9 @@ class AutoPosterior(SavedWhole, AutoGuide):
     # Building.
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self._model is None and self._context_of_model is not None:
+            root = self._context_of_model.root
+            self._model = None if root is None else (root,)
         if self._model is None:
             raise ValueError(
                 "this guide was unpickled before its first call, without its model: build it by "
@@ -301,7 +306,8 @@ class AutoPosterior(SavedWhole, AutoGuide):
         suspects: set[str] = set()
         self._model = (InitMessenger(partial(self._prototype_value, suspects))(model[0]),)
         try:
-            super()._setup_prototype(*args, **kwargs)
+            with dry_run():
+                super()._setup_prototype(*args, **kwargs)
             trace: Any = self.prototype_trace
             self.prototype_trace = None
         finally:
@@ -454,6 +460,10 @@ class AutoPosterior(SavedWhole, AutoGuide):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(PyroModule.__getstate__(self))
+        model = None if self._model is None else self._model[0]
+        if isinstance(model, PyroModule) and isinstance(model._pyro_context, OwnParameters):
+            # It knows the model again if that is in the same pickle, and takes it into none.
+            state["_context_of_model"] = model._pyro_context
         return state | {"_model": None, "master": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
