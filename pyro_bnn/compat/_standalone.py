@@ -6,20 +6,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from .._threads import PYRO
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..guides._saving import check_load
 from ..guides._sites import sample_attributes
 from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
 from ..nn._layer import SitePrior
+from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ..posteriors._together import distributions
 from ._training import ReturnsKL
-from ._twin import twin
+from ._twin import Twins
 
 
 class Standalone(ReturnsKL):
@@ -61,8 +64,11 @@ class Standalone(ReturnsKL):
         (torch.Size([5, 2]), torch.Size([]))
     """
 
-    _twin: nn.Module
-    _sites: list[tuple[Posterior, Any, str]]
+    _net: nn.Module  # what the following is made for
+    _twins: Twins
+    _lasting: list[Any]  # for the compiler
+    _twin: nn.Module  # the last of them
+    _sites: list[tuple[Posterior, Any, int, str]]  # with the module, its index among twins, a key
     _late: set[int]  # sites whose divergence has no formula, or a prior that depends on draws
     _checked: bool
 
@@ -82,62 +88,72 @@ class Standalone(ReturnsKL):
         self._set_up()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        if self._net is not self._modules["net"]:  # as in the copies of `nn.DataParallel`
+            self._set_up()
         sites, shared = self._sites, self.guide.is_shared
         if self.sample:
-            posteriors = distributions((posterior for posterior, _, _ in sites), shared=shared)
+            posteriors = distributions((posterior for posterior, *_ in sites), shared=shared)
         else:
-            posteriors = [posterior.distribution(shared=shared) for posterior, _, _ in sites]
+            posteriors = [posterior.distribution(shared=shared) for posterior, *_ in sites]
         # Autograd goes backwards: divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
         kl = self._kl_before_draws(posteriors)
         if self.sample:
             values = [q.rsample() for q in posteriors]
         else:
-            values = [posterior.center() for posterior, _, _ in sites]
+            values = [posterior.center() for posterior, *_ in sites]
+        compiles = torch.compiler.is_compiling()  # which makes no modules
+        twins = self._lasting if compiles else self._twins()
         try:
-            for (_, module, key), value in zip(sites, values, strict=True):
-                module.__dict__[key] = value
-            output = self._run(*args, **kwargs)
-            for i in self._late:
-                prior = _prior(*sites[i][1:])
-                kl = kl + kl_or_estimate(posteriors[i], prior, values[i]).sum()
+            for (_, _, i, key), value in zip(sites, values, strict=True):
+                twins[i].__dict__[key] = value
+            output = self._run(twins[-1], *args, **kwargs)
+            for k in self._late:
+                _, _, i, key = sites[k]
+                prior = _prior(twins[i], key)
+                kl = kl + kl_or_estimate(posteriors[k], prior, values[k]).sum()
         finally:
-            for _, module, key in sites:
-                module.__dict__.pop(key, None)
+            if compiles:
+                for _, _, i, key in sites:
+                    twins[i].__dict__.pop(key, None)
         return output, self._weighted(kl)
 
     def _trained_posteriors(self) -> Iterable[Posterior]:
         return (self.guide[name] for name in self.guide)
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, twin: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self._checked or torch.compiler.is_compiling():
-            return self._twin(*args, **kwargs)
-        with _NoSample():
-            output = self._twin(*args, **kwargs)
+            return twin(*args, **kwargs)
+        with PYRO, _NoSample():
+            output = twin(*args, **kwargs)
         self.__dict__["_checked"] = True
         return output
 
     def _kl_before_draws(self, posteriors: list[Any]) -> Tensor:
         pairs = [
             (q, _prior(module, key))
-            for i, (q, (_, module, key)) in enumerate(zip(posteriors, self._sites, strict=True))
+            for i, (q, (_, module, _, key)) in enumerate(zip(posteriors, self._sites, strict=True))
             if i not in self._late
         ]
         return total_kl((q, p, lambda q=q, p=p: kl_divergence(q, p).sum()) for q, p in pairs)
 
     def _set_up(self) -> None:
-        self.__dict__["_checked"] = False
         # Kept out of the registered modules: it is the network once more.
-        twins: dict[int, nn.Module] = {}
-        self.__dict__["_twin"] = twin(self.net, twins)
+        state = self.__dict__
+        state["_checked"] = False
+        state["_net"] = self.net
+        state["_twins"] = twins = Twins(self.net, PyroModule, Prior)
+        state["_lasting"] = twins.lasting()
+        state["_twin"] = state["_lasting"][-1]
         attributes = list(sample_attributes(self.net))
-        self.__dict__["_sites"] = [
-            (self.guide[name], twins[id(module)], key) for name, module, key, _ in attributes
+        state["_sites"] = [
+            (self.guide[name], module, twins.index[id(module)], key)
+            for name, module, key, _ in attributes
         ]
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
             kls = [analytic_kl(self.guide[name].distribution(), p) for name, _, _, p in attributes]
-        self.__dict__["_late"] = {
+        state["_late"] = {
             i
             for i, (kl, (_, module, key, _)) in enumerate(zip(kls, attributes, strict=True))
             if kl is None or not _is_fixed(module, key)
@@ -150,12 +166,20 @@ class Standalone(ReturnsKL):
         check_load(self, state_dict, strict)
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _replicate_for_data_parallel(self) -> Any:
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._set_up()
+        return replica
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_twin", "_sites", "_late")}
+        return {k: v for k, v in self.__dict__.items() if k not in _MADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_up()
+
+
+_MADE = ("_net", "_twins", "_lasting", "_twin", "_sites", "_late")
 
 
 class _NoSample(Messenger):
@@ -176,4 +200,6 @@ def _is_fixed(module: Any, key: str) -> bool:
 
 def _prior(module: Any, key: str) -> Any:
     prior = module._pyro_samples[key]
+    if isinstance(prior, SitePrior):
+        return module._modules[prior.name].forward()
     return prior if hasattr(prior, "sample") else prior(module)

@@ -1,10 +1,10 @@
-"""A second body for a network: the same state, without Pyro's part in the classes."""
+"""Second bodies of modules: the same state, with attributes of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pyro.nn import PyroModule
 from torch import nn
@@ -30,54 +30,122 @@ _SHARED = (
 )
 
 
-def twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
-    """A module that computes what ``module`` does, on the very same parameters and buffers.
+class Twins:
+    """Makes twins of the modules of a network, again and again.
 
-    A PyroModule reads each attribute through Pyro's handlers. Its twin reads it directly, and
-    finds a weight that has been put into its ``__dict__``; everything else that it is asked for
-    it takes from the module, at the time of asking.
+    A twin computes what its module does, on the very same parameters and buffers, and has
+    attributes of its own: the weights of one call, which no other call can see, be it in another
+    thread or in the midst of this one. Whatever is assigned to it is the module's, too. A
+    PyroModule reads each attribute through Pyro's handlers; its twin reads it directly.
 
     Args:
-        module: any module; one without PyroModules inside is its own twin.
-        twins: twins made so far, by the ``id`` of their modules.
+        root: the network.
+        kind: class of the modules that need a twin. All that contain one have twins, too.
+        other: class of modules that need none, nor does what is in them.
+
+    Attributes:
+        index: the position among twins, by the ``id`` of a module. The root comes last.
     """
-    if id(module) in twins:
-        return twins[id(module)]
-    if not isinstance(module, PyroModule):
-        return module
-    new: nn.Module = object.__new__(_twin_class(type(module)))
-    twins[id(module)] = new
+
+    def __init__(
+        self, root: nn.Module, kind: type[nn.Module], other: type[nn.Module] | tuple[()] = ()
+    ) -> None:
+        self.index: dict[int, int] = {}
+        self._parts: list[tuple[nn.Module, type, list[tuple[str, int]]]] = []
+        self._kind, self._other = kind, other
+        self._add(root)
+        self._ties = [
+            (self.index[id(module)], key, self.index[id(owner)], own_key)
+            for module, _, _ in self._parts
+            for key, (owner, own_key) in vars(module).get("_ties", {}).items()
+        ]
+
+    def _add(self, module: nn.Module) -> int | None:
+        if id(module) in self.index:
+            return self.index[id(module)]
+        if isinstance(module, self._other):
+            return None
+        found = {k: self._add(m) for k, m in module._modules.items() if m is not None}
+        children = [(key, i) for key, i in found.items() if i is not None]
+        if not children and not isinstance(module, self._kind):
+            return None
+        self._parts.append((module, _twin_class(type(module)), children))
+        self.index[id(module)] = len(self._parts) - 1
+        return self.index[id(module)]
+
+    def __call__(self) -> list[Any]:
+        """New twins with all attributes that the modules have now."""
+        twins: list[Any] = []
+        for module, cls, children in self._parts:
+            new = _body(module, cls)
+            if children:
+                modules = new.__dict__["_modules"] = module._modules.copy()
+                for key, i in children:
+                    modules[key] = twins[i]
+            twins.append(new)
+        return self._tied(twins)
+
+    def lasting(self) -> list[Any]:
+        """New twins that ask the modules for attributes at the time of asking."""
+        twins: list[Any] = []
+        for module, cls, children in self._parts:
+            new = object.__new__(cls)
+            state = new.__dict__
+            state.update({key: vars(module)[key] for key in _SHARED if key in vars(module)})
+            state["_modules"] = module._modules | {key: twins[i] for key, i in children}
+            state["_original"] = module
+            twins.append(new)
+        return self._tied(twins)
+
+    def _tied(self, twins: list[Any]) -> list[Any]:
+        for i, key, j, own_key in self._ties:
+            state = twins[i].__dict__
+            state["_ties"] = state.get("_ties", {}) | {key: (twins[j], own_key)}
+        return twins
+
+
+def twin(module: nn.Module) -> Any:
+    """A twin of one module alone."""
+    return _body(module, _twin_class(type(module)))
+
+
+def _body(module: nn.Module, cls: type) -> Any:
+    new = object.__new__(cls)
     state = new.__dict__
-    state["_ties"] = {
-        key: (twin(owner, twins), own_key)
-        for key, (owner, own_key) in module.__dict__.get("_ties", {}).items()
-    }
-    state.update({key: module.__dict__[key] for key in _SHARED if key in module.__dict__})
+    state.update(module.__dict__)
     state["_original"] = module
-    state["_modules"] = {
-        key: None if child is None else twin(child, twins) for key, child in module._modules.items()
-    }
     return new
 
 
-def _getattr(self: Any, name: str) -> Any:
-    state = self.__dict__
-    for store in ("_parameters", "_buffers", "_modules"):
-        if name in state[store]:
-            return state[store][name]
-    if name in state["_ties"]:
-        return getattr(*state["_ties"][name])
-    if name in state["_pyro_samples"]:  # without a draw of its own: a function of other sites
-        return state["_pyro_samples"][name](self)
-    return getattr(state["_original"], name)
+class _Twin:
+    """The part of a twin's class in front of the module's."""
 
+    def __init_subclass__(cls) -> None:  # a module's class may want arguments
+        pass
 
-def _setattr(self: Any, name: str, value: Any) -> None:
-    setattr(self.__dict__["_original"], name, value)
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__
+        for store in ("_parameters", "_buffers", "_modules"):
+            if name in state[store]:
+                return state[store][name]
+        if name in state.get("_ties", ()):
+            return getattr(*state["_ties"][name])
+        if name in state.get("_pyro_samples", ()):  # without a draw: a function of other sites
+            return state["_pyro_samples"][name](self)
+        return getattr(state["_original"], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        original = self.__dict__["_original"]
+        setattr(original, name, value)
+        if name in vars(original) and name in self.__dict__:
+            self.__dict__[name] = value
 
-def _extra_repr(self: Any) -> str:  # torch's looks into the __dict__ itself
-    return self.__dict__["_original"].extra_repr()
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_original"], name)
+        self.__dict__.pop(name, None)
+
+    def extra_repr(self) -> str:  # torch's looks into the __dict__ itself
+        return self.__dict__["_original"].extra_repr()
 
 
 def _defaults(cls: type) -> Iterator[str]:
@@ -90,17 +158,25 @@ def _defaults(cls: type) -> Iterator[str]:
 
 
 def _reader(name: str) -> Callable[[Any], Any]:
-    return lambda self: getattr(self.__dict__["_original"], name)
+    def read(self: Any) -> Any:
+        state = self.__dict__
+        return state[name] if name in state else getattr(state["_original"], name)
+
+    return read
 
 
-@cache
-def _twin_class(cls: type) -> type:
-    members: dict[str, Any] = {name: property(_reader(name)) for name in _defaults(cls)}
-    members |= {
-        "__getattr__": _getattr,
-        "__setattr__": _setattr,
-        "extra_repr": _extra_repr,
-        "__call__": nn.Module.__call__,
-        "__module__": cls.__module__,
-    }
-    return type(cls.__name__, (cls,), members)
+# By the id of a class, which lives as long as its twin's class does.
+_CLASSES: WeakValueDictionary[int, type] = WeakValueDictionary()
+
+
+def _twin_class(cls: Any) -> type:
+    if issubclass(cls, _Twin):
+        return cls
+    made = _CLASSES.get(id(cls))
+    if made is None:
+        members: dict[str, Any] = {name: property(_reader(name)) for name in _defaults(cls)}
+        if cls.__call__ is PyroModule.__call__:
+            members["__call__"] = nn.Module.__call__
+        members["__module__"] = cls.__module__
+        made = _CLASSES[id(cls)] = type(cls)(cls.__name__, (_Twin, cls), members)
+    return made

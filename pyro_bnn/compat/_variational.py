@@ -12,6 +12,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from ..infer._kl import add_up
 from ..posteriors import Posterior
+from ._twin import twin
 
 REDUCTIONS = ("sum", "mean")
 _NOT_OF_TORCH = ("_posteriors", "prior", "posterior", "kl_", "dnn_", "init_", "weight_init")
@@ -91,6 +92,12 @@ class VariationalLayer(nn.Module):
 
     def _output(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The forward of torch's layer, with these weights."""
+        if not values:  # another world has put its own there
+            return self._run(*args, **kwargs)
+        if not torch.compiler.is_compiling():  # which makes no modules
+            body = twin(self)
+            body.__dict__.update(values)
+            return body._run(*args, **kwargs)
         state = self.__dict__
         try:
             state.update(values)

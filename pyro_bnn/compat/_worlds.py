@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import is_
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -19,6 +21,7 @@ from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ..posteriors._together import distributions
 from ._training import ReturnsKL
+from ._twin import Twins
 from ._variational import VariationalLayer, state_to_pickle
 
 
@@ -60,21 +63,39 @@ class WithKL(ReturnsKL):
         given: list[tuple[VariationalLayer, dict[str, Distribution]]] = [
             (layer, {key: next(made) for key in layer._posteriors}) for layer in layers
         ]
+        # First, as in `Standalone`, since autograd goes backwards.
+        kl = _total(given)
+        net, bodies = self._bodies(layers)
         try:
-            for layer, posteriors in given:  # so that each is made once, not again for its KL
-                layer.__dict__["_given"] = posteriors
-            # First, as in `Standalone`, since autograd goes backwards.
-            kl = _total(given)
-            return self.net(*args, **kwargs), self._weighted(kl)
+            for body, (_, posteriors) in zip(bodies, given, strict=True):
+                body.__dict__["_given"] = posteriors  # each is made once, not again for its KL
+            return net(*args, **kwargs), self._weighted(kl)
         finally:
-            for layer, _ in given:
-                layer.__dict__.pop("_given", None)
+            if bodies is layers:
+                for layer in layers:
+                    layer.__dict__.pop("_given", None)
+
+    def _bodies(self, layers: list[VariationalLayer]) -> tuple[nn.Module, list[Any]]:
+        """The network and its layers, for one call."""
+        if torch.compiler.is_compiling():  # which makes no modules
+            return self.net, layers
+        known, twins = self.__dict__.get("_twins", ((), None))
+        if len(known) != len(layers) or not all(map(is_, known, layers)):
+            twins = Twins(self.net, VariationalLayer)
+            self.__dict__["_twins"] = layers, twins
+        made = twins()
+        return made[-1], [made[twins.index[id(layer)]] for layer in layers]
 
     def _trained_posteriors(self) -> Iterable[Posterior]:
         return (q for _, layer in _layers(self.net) for q in layer._posteriors.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return state_to_pickle(self)
+        return {k: v for k, v in state_to_pickle(self).items() if k != "_twins"}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.__dict__.pop("_twins", None)
+        return replica
 
 
 def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
