@@ -17,15 +17,15 @@ from torch.nn.parameter import is_lazy
 def unchanged_buffers() -> Iterator[None]:
     """Puts back the buffers of all modules that run inside, such as statistics of normalization."""
     thread = threading.get_ident()
-    saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
+    saved: dict[nn.Module, dict[str, tuple[Tensor | None, Tensor | None]]] = {}
 
     def save(module: nn.Module, args: Any) -> None:
         if module not in saved and threading.get_ident() == thread:
             buffers = module._buffers.items()
             saved[module] = {
-                name: (buffer, buffer.detach().clone())
+                name: (buffer, None if buffer is None else buffer.detach().clone())
                 for name, buffer in buffers
-                if buffer is not None and not is_lazy(buffer)
+                if not is_lazy(buffer)
             }
 
     hook = register_module_forward_pre_hook(save)
@@ -36,6 +36,8 @@ def unchanged_buffers() -> Iterator[None]:
         for module, buffers in saved.items():
             for name, (buffer, value) in buffers.items():
                 module._buffers[name] = buffer  # a module may have put another one there
+                if buffer is None or value is None or buffer.is_meta:
+                    continue
                 # Not always, since a write would spoil a backward pass that is still to come.
-                if not buffer.is_meta and not torch.equal(buffer, value):
+                if not torch.equal(buffer, value):
                     buffer.detach().copy_(value)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import threading
 
-# Held by what puts handlers on Pyro's stack, which is one for the whole process. By the same thread
-# it may be taken again.
+# Held by what puts handlers on Pyro's stack, which is one for all threads, as is the switch of its
+# validation. The same thread may take it again.
 PYRO = threading.RLock()

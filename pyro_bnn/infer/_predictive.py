@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from torch import Tensor
 
 from .._buffers import unchanged_buffers
+from .._threads import PYRO
 from ._samples import (
     GrownPlates,
     check_arguments,
@@ -27,8 +27,6 @@ from ._vectorized import Samples, vectorize
 from ._vectorized import Work as _Work
 
 _MAX_ELEMENTS = 2**22  # of a chunk's weights and largest activation, some ten megabytes
-# Pyro's handlers are one stack for all threads, and its validation one switch.
-_LOCK = threading.RLock()
 _CALLER = 6  # frames from `_predict` to the caller of the module
 _TRAINING = (
     "the model is in training mode: its normalization layers use the mean and variance of these "
@@ -100,7 +98,7 @@ class Predictive(pyro.infer.Predictive):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        with _LOCK, unchanged_buffers():
+        with PYRO, unchanged_buffers():
             return self._predict(args, kwargs)
 
     def _predict(self, args: Any, kwargs: Any) -> Samples:
