@@ -25,7 +25,7 @@ def unchanged_buffers() -> Iterator[None]:
             saved[module] = {
                 name: (buffer, None if buffer is None else buffer.detach().clone())
                 for name, buffer in buffers
-                if not is_lazy(buffer)
+                if buffer is None or not is_lazy(buffer)
             }
 
     hook = register_module_forward_pre_hook(save)

@@ -167,7 +167,7 @@ class Standalone(ReturnsKL):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _replicate_for_data_parallel(self) -> Any:
-        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica: Any = super()._replicate_for_data_parallel()
         replica._set_up()
         return replica
 

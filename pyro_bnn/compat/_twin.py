@@ -89,7 +89,7 @@ class Twins:
         """New twins that ask the modules for attributes at the time of asking."""
         twins: list[Any] = []
         for module, cls, children in self._parts:
-            new = object.__new__(cls)
+            new: Any = object.__new__(cls)
             state = new.__dict__
             state.update({key: vars(module)[key] for key in _SHARED if key in vars(module)})
             state["_modules"] = module._modules | {key: twins[i] for key, i in children}
@@ -110,7 +110,7 @@ def twin(module: nn.Module) -> Any:
 
 
 def _body(module: nn.Module, cls: type) -> Any:
-    new = object.__new__(cls)
+    new: Any = object.__new__(cls)
     state = new.__dict__
     state.update(module.__dict__)
     state["_original"] = module

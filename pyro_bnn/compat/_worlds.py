@@ -93,7 +93,7 @@ class WithKL(ReturnsKL):
         return {k: v for k, v in state_to_pickle(self).items() if k != "_twins"}
 
     def _replicate_for_data_parallel(self) -> Any:
-        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica: Any = super()._replicate_for_data_parallel()
         replica.__dict__.pop("_twins", None)
         return replica
 
