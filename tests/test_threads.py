@@ -99,10 +99,18 @@ def test_two_calls_at_the_same_time(name, monkeypatch):
 
 def test_posteriors_are_made_once(monkeypatch):
     module = MODULES["WithKL"]()
-    module(torch.ones(5, 3))
-    monkeypatch.setattr(Posterior, "distribution", None)  # small ones are made together
+    made = []
+    distribution = Posterior.distribution
+
+    def counted(self, **kwargs):
+        made.append(self)
+        return distribution(self, **kwargs)
+
+    monkeypatch.setattr(Posterior, "distribution", counted)
     out, kl = module(torch.ones(5, 3))
     (out.sum() + kl).backward()
+    assert made
+    assert len(set(map(id, made))) == len(made)
 
 
 @EACH
