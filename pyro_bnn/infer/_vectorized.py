@@ -11,6 +11,7 @@ import pyro
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..estimators._draw import RECURRENT, recurrent
@@ -34,7 +35,8 @@ def vectorize(predict: Callable[[Samples], Samples], samples: Samples, size: int
         with _Batched(zero):
             return predict(samples)
 
-    with pyro.validation_enabled(False):  # checks of values cannot run in there
+    # Checks of values cannot run in there, and fused attention has no rule: it would be a loop.
+    with pyro.validation_enabled(False), sdpa_kernel(SDPBackend.MATH):
         return torch.vmap(one, randomness="different")(torch.zeros(size), samples)
 
 
