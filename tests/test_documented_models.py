@@ -60,8 +60,8 @@ def script(path: str, monkeypatch: Any) -> Documented:
         model = scope["Model"](PyroModule[nn.Sequential](scope["Linear"]()))
         model.net[0].linear = pyro_bnn.bayesianize(nn.Linear(scope["CYCLE"], 1))
         x, size = torch.randn(40, scope["WINDOW"]), None
-    elif path == "benchmarks/defaults.py":
-        model = scope["Network"]([64, 8, 1], None, is_classifier=False, size=40)
+    elif path == "benchmarks/recipe.py":
+        model = scope["Regression"](scope["mlp"]([64, 8, 1]), 40)
     else:
         model = scope["Model"](net, scope["Workload"]("", "", nn.Identity, (40, 64)))
         size = scope["NUM_DATA"]
@@ -70,6 +70,7 @@ def script(path: str, monkeypatch: Any) -> Documented:
 
 PAGES = {
     "README.md": 100,
+    "docs/diagnosis.rst": 100,
     "docs/quickstart.rst": 100,
     "docs/inference.rst": None,
     "docs/migration.rst": 600,
@@ -77,7 +78,7 @@ PAGES = {
 }
 SCRIPTS = [
     *(f"tutorials/{name}.py" for name in ("digits", "fashion_mnist", "pruning", "sunspots")),
-    *("benchmarks/defaults.py", "benchmarks/steps.py"),
+    *("benchmarks/recipe.py", "benchmarks/steps.py"),
 ]
 REFUSED = ["docs/models.rst"]  # shows what a guide refuses
 
