@@ -56,6 +56,7 @@ def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None 
         networks", NeurIPS 34.
 
     Example:
+        >>> from pyro_bnn.distributions import HierarchicalNormal
         >>> q = torch.distributions.Normal(torch.linspace(-1, 1, 20), 0.2)
         >>> hierarchical_kl_bound(torch.distributions.Independent(q, 1), HierarchicalNormal((20,)))
         tensor(25.9236)

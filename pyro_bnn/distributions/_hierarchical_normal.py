@@ -48,6 +48,7 @@ class HierarchicalNormal(TorchDistribution):
         networks", NeurIPS 34.
 
     Example:
+        >>> from pyro_bnn.distributions import HierarchicalNormal
         >>> prior = HierarchicalNormal((3, 4), concentration=2.0, rate=1.0, group_dims=(1,))
         >>> prior.sample().shape, prior.log_prob(torch.zeros(3, 4))
         (torch.Size([3, 4]), tensor(-6.2234))
