@@ -16,7 +16,8 @@ from torch import nn
 import pyro_bnn.nn
 from pyro_bnn import priors
 from pyro_bnn.compat import Standalone
-from pyro_bnn.guides import AutoReparameterization
+from pyro_bnn.conversion import prune
+from pyro_bnn.guides import AutoLRT, AutoReparameterization
 from pyro_bnn.infer import Predictive
 from pyro_bnn.nn import (
     BayesianConv2d,
@@ -66,6 +67,23 @@ def test_priors(row, variant, prior):
         assert site["value"].dtype == variant.get("dtype", torch.float)
         assert site["fn"].event_shape == site["value"].shape
         assert site["log_prob"].shape == ()
+
+
+@pytest.mark.parametrize("prior", [*PRIORS, "expanded"])
+@pytest.mark.parametrize("row", LAYERS, ids=str)
+def test_buffers_can_be_written(row, prior):
+    def expanded(shape, fan_in):
+        return dist.Normal(torch.zeros(()).expand(shape), torch.ones(()).expand(shape))
+
+    layer = row.make(**row.args | {"prior": PRIORS.get(prior, expanded)})
+    guide = AutoLRT(layer) if prior == "Normal" else AutoReparameterization(layer)
+    prune(guide, 0.83)
+    buffers = [*layer.buffers(), *guide.buffers()]
+    assert len(buffers) > 1
+    for buffer in buffers:
+        buffer.copy_(buffer.clone())  # as DDP and moving averages do
+    average = torch.optim.swa_utils.AveragedModel(Standalone(layer, guide), use_buffers=True)
+    average.update_parameters(Standalone(layer, guide))
 
 
 @pytest.mark.parametrize("prior", PRIORS)
