@@ -12,7 +12,7 @@ from . import (
     priors,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
-from .models import BNN
+from .models import BNN, fit, resume, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "compat",
     "distributions",
     "estimators",
+    "fit",
     "guides",
     "infer",
     "likelihoods",
@@ -29,6 +30,8 @@ __all__ = [
     "priors",
     "prune",
     "pruning_masks",
+    "resume",
+    "save",
     "summary",
     "to_deterministic",
 ]

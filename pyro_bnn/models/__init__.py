@@ -1,5 +1,9 @@
 """From a network and data to predictions: models, likelihoods, training, checkpoints."""
 
 from ._bnn import BNN
+from ._checkpoint import resume, save
+from ._fit import fit
+from ._history import History
+from ._run import Run
 
-__all__ = ["BNN"]
+__all__ = ["BNN", "History", "Run", "fit", "resume", "save"]

@@ -8,7 +8,8 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ._likelihood import Likelihood, outputs, quantity, set_quantity, squeezed
+from ._likelihood import Likelihood, outputs, squeezed
+from ._quantity import quantity, set_quantity
 
 
 class _Counts(Likelihood):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .._validation import check_positive
-from ._likelihood import Likelihood, outputs, quantity, set_quantity, squeezed
+from ._likelihood import Likelihood, outputs, squeezed
+from ._quantity import quantity, set_quantity
 from ._rows import num_batch_dims
 
 

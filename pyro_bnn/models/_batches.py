@@ -1,0 +1,227 @@
+"""Batches of data, epoch after epoch, which go on in the middle of one where they stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from . import _rng
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A structure of tuples, lists and dictionaries with a function of each tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, x) for key, x in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, x) for x in value)
+    return value
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called with a batch: a tuple is its arguments, a dictionary its keywords."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+
+
+def batches(
+    data: Any,
+    batch_size: int | None = None,
+    *,
+    shuffle: bool = True,
+    dtype: torch.dtype = torch.float,
+) -> Batches:
+    """Batches of a DataLoader, or of a tuple or dictionary of tensors.
+
+    Args:
+        data: see :func:`~pyro_bnn.fit`.
+        batch_size: number of rows of a batch of tensors, 128 by default.
+        shuffle: whether to shuffle the rows of tensors in each epoch.
+        dtype: that of tensors which are made of arrays of real numbers.
+
+    Raises:
+        TypeError: if ``data`` are none of these.
+        ValueError: if tensors have different numbers of rows, or ``batch_size`` is not positive or
+            given with a DataLoader; if the number of a loader's data or batches is unknown.
+    """
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError(
+                f"`batch_size` (={batch_size}) is that of the DataLoader, which has its own: leave "
+                "it out"
+            )
+        return LoaderBatches(data)
+    if not isinstance(data, (tuple, list, Mapping)):
+        raise TypeError(
+            f"`data` (={type(data).__name__}) must be a tuple `(x, y)` of tensors, a dictionary of "
+            "them, or a DataLoader"
+        )
+    return TensorBatches(
+        _as_tensors(data, dtype), 128 if batch_size is None else batch_size, shuffle
+    )
+
+
+class Batches:
+    """Base class: the batches of the rest of an epoch, on each call of :meth:`epoch`."""
+
+    num_data: int | None  #: None if it is unknown
+
+    def __init__(self) -> None:
+        self.num_epochs = 0  # finished
+        self.position = 0  # in the current epoch
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def epoch(self) -> Iterator[Any]:
+        for batch in self._rest():
+            self.position += 1  # before it is used, so that what is saved then is right
+            yield batch
+        self.position = 0
+        self.num_epochs += 1
+
+    def first(self) -> Any:
+        """A batch to try things with, which leaves random numbers as they are."""
+        raise NotImplementedError
+
+    def _rest(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_epochs": self.num_epochs, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class TensorBatches(Batches):
+    """Shuffled rows of tensors, indexed without a DataLoader."""
+
+    def __init__(self, data: Any, batch_size: int, shuffle: bool = True) -> None:
+        super().__init__()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` (={batch_size}) must be a positive integer")
+        self.data = data
+        rows: list[int] = []
+        map_tensors(lambda x: rows.append(len(x) if x.dim() else 0), self.data)
+        if not rows or len(set(rows)) > 1 or rows[0] == 0:
+            raise ValueError(
+                f"`data` has tensors of {rows} rows: give each the same number, at least one"
+            )
+        self.num_data = self.num_rows = rows[0]
+        self.batch_size, self.shuffle = min(batch_size, rows[0]), shuffle
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def first(self) -> Any:
+        return map_tensors(lambda x: x[: self.batch_size], self.data)
+
+    def _rest(self) -> Iterator[Any]:
+        if len(self) == 1:
+            if self.position == 0:
+                yield self.data
+            return
+        if self.position == 0:
+            make = torch.randperm if self.shuffle else torch.arange
+            self.order = make(self.num_rows)
+        while self.position < len(self):
+            start = self.position * self.batch_size
+            index = self.order[start : start + self.batch_size]
+            yield map_tensors(lambda x: x[index.to(x.device)], self.data)  # noqa: B023
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"order": self.order}
+
+
+class LoaderBatches(Batches):
+    """The batches of a DataLoader, which draws its order when an epoch starts."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        super().__init__()
+        self.loader = loader
+        self.num_data = _num_data(loader)
+        self.start: dict[str, Any] = {}  # generators at the start of the epoch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def first(self) -> Any:
+        states = [generator.get_state() for generator in self._generators()]
+        with _rng.preserved():
+            batch = next(iter(self.loader), None)
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)
+        if batch is None:
+            raise ValueError("`data` is a DataLoader without batches: give it data")
+        return batch
+
+    def _rest(self) -> Iterator[Any]:
+        if self.position == 0:
+            own = [generator.get_state() for generator in self._generators()]
+            self.start = {"all": _rng.get_state(), "own": own}
+            yield from self.loader
+            return
+        now = _rng.get_state()
+        _rng.set_state(self.start["all"])
+        for generator, state in zip(self._generators(), self.start["own"], strict=True):
+            generator.set_state(state)
+        iterator = iter(self.loader)
+        for _ in range(self.position):
+            next(iterator)
+        _rng.set_state(now)
+        yield from iterator
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those that the user gave to the loader and its sampler."""
+        owners = (self.loader, self.loader.sampler, self.loader.batch_sampler)
+        found = [getattr(owner, "generator", None) for owner in owners]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        own = [generator.get_state() for generator in self._generators()]
+        return super().state_dict() | {"start": self.start, "own": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({name: x for name, x in state.items() if name != "own"})
+        for generator, value in zip(self._generators(), state["own"], strict=True):
+            generator.set_state(value)
+
+
+def _num_data(loader: DataLoader) -> int | None:
+    """The number of data that the batches of a loader are drawn from, if that is known."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        return len(loader.sampler.indices)
+    known = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+    return len(loader.dataset) if isinstance(loader.sampler, known) else None  # type: ignore
+
+
+def _as_tensors(data: Any, dtype: torch.dtype) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _as_tensors(x, dtype) for key, x in data.items()}
+    if isinstance(data, (tuple, list)):
+        return tuple(_as_tensors(x, dtype) for x in data)
+    if isinstance(data, Tensor):
+        return data
+    if isinstance(data, np.ndarray):
+        made = torch.as_tensor(data)
+        return made.to(dtype) if made.is_floating_point() else made
+    raise TypeError(f"`data` has a {type(data).__name__} in it: give tensors or arrays")

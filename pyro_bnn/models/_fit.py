@@ -1,0 +1,216 @@
+"""Training by a recipe that works for most networks and data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from ..guides import AutoPosterior
+from ..infer import KLWarmup
+from ._batches import batches, map_tensors
+from ._checkpoint import resume as load
+from ._checkpoint import save
+from ._held_out import EarlyStopping, log_density
+from ._history import History
+from ._progress import Progress
+from ._run import Objective, Run
+from ._setup import check_arguments, num_batches, parameters, prepare
+from ._state import Store, modules
+
+_NUM_STEPS = 20_000  # the bound of small networks has converged by then
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: AutoPosterior,
+    data: Any,
+    epochs: int | None = None,
+    *,
+    batch_size: int | None = None,
+    num_data: int | None = None,
+    lr: float = 1e-2,
+    scale_lr: float = 1e-2,
+    kl_weight: float = 1.0,
+    warmup: float = 0.5,
+    num_particles: int = 1,
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    validation: Any = None,
+    patience: int | None = 10,
+    callbacks: Sequence[Callable[[Run], Any]] = (),
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+) -> History:
+    r"""Trains a guide, and what is deterministic in its model, by maximising the ELBO.
+
+    .. math:: \sum_n E_q[\log p(y_n \mid x_n, w)] - \beta KL(q \Vert p)
+
+    The recipe: Adam, with a rate for the scales of posteriors apart from that of all else, constant
+    in the first half of the steps and falling to 0 by a cosine in the second; a weight
+    :math:`\beta` of the KL divergence that rises from 0 to 1 in the first half
+    (:class:`~pyro_bnn.infer.KLWarmup`). What counts is the number of steps rather than of epochs.
+    Nothing is hidden: the source is a loop over an ELBO module, to be copied where more is wanted.
+
+    Args:
+        model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, whose data plate scales mini-batches.
+        guide: a guide of :mod:`pyro_bnn.guides` for it.
+        data: a DataLoader, or a tuple or dictionary of tensors or arrays with rows in the first
+            dimension. A tuple ``(x, y)`` is what the model is called with, a dictionary
+            ``{"x": x, "y": y, "weight": w}`` its keywords; so are the batches of a DataLoader.
+        epochs: passes over the data; by default as many as make 20,000 steps.
+        batch_size: rows of a step for tensors; 128 by default, or all if they are fewer.
+        num_data: the number of all data; by default it is read off ``data``. A BNN is given it.
+        lr: learning rate of means and of all deterministic parameters.
+        scale_lr: learning rate of the scales of posteriors.
+        kl_weight: :math:`\beta` at the end. Below 1 it makes a cold posterior, narrower than the
+            Bayesian one: often better predictions, less doubt, and an objective that is no bound.
+        warmup: fraction of the steps in which :math:`\beta` rises; 0 for none.
+        num_particles: number of draws that each step averages over.
+        optimizer: makes another optimizer of the parameter groups,
+            ``lambda groups: torch.optim.SGD(groups, momentum=0.9)``.
+        clip_norm: largest norm of the gradient of the bound per datum.
+        accumulate: number of batches whose gradients are averaged for a step.
+        autocast: ``torch.bfloat16`` or ``torch.float16``, for ``torch.autocast``.
+        validation: held-out data like ``data``. Their log density is computed up to 100 times;
+            in the end the parameters return to where it was best after the warm-up.
+        patience: stop when the log density has not risen so many times in a row; None for never.
+        callbacks: functions of the :class:`~pyro_bnn.models.Run`, called after each step; one that
+            returns True ends the training.
+        device: where to move model, guide and batches; by default, batches go where the guide is.
+        seed: of all random numbers.
+        progress: whether to show a bar, on a terminal.
+        checkpoint: a file for :func:`~pyro_bnn.save`, written at the end, too.
+        checkpoint_every: number of steps after which it is written.
+        resume: go on from ``checkpoint`` if that file exists, as if the run had never stopped. All
+            arguments must be those of the run that wrote it.
+
+    Returns:
+        The :class:`~pyro_bnn.models.History` of bound, likelihood and KL divergence per datum.
+        Model and guide are left in evaluation mode.
+
+    Raises:
+        TypeError: if ``guide`` is none of ours, or ``data`` not as above.
+        ValueError: if an argument is out of range, the number of data unknown or not that of the
+            model, the data do not suit the model, or the checkpoint is of another run; nothing has
+            changed then.
+
+    Example:
+        >>> from pyro_bnn import BNN, fit, likelihoods
+        >>> x = torch.linspace(-1, 1, 40).unsqueeze(-1)
+        >>> model = BNN(torch.nn.Linear(1, 1), likelihoods.Normal())
+        >>> history = fit(model, AutoLRT(model), (x, 2 * x), epochs=500)
+        >>> history["bound"][-1] > history["bound"][0]
+        True
+    """
+    check_arguments(
+        guide,
+        checkpoint,
+        resume,
+        epochs=epochs,
+        num_data=num_data,
+        lr=lr,
+        scale_lr=scale_lr,
+        warmup=warmup,
+        clip_norm=clip_norm,
+        num_particles=num_particles,
+        accumulate=accumulate,
+        autocast=autocast,
+        patience=patience,
+        checkpoint_every=checkpoint_every,
+    )
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    parts = {**modules("model", model), "guide": guide}
+    for part in parts.values():
+        part.to(device=device)
+    like = next(iter(guide.parameters()), torch.empty(()))
+    train = batches(data, batch_size, dtype=like.dtype)
+    held_out = None
+    if validation is not None:
+        size = None if isinstance(validation, DataLoader) else batch_size
+        held_out = batches(validation, size, shuffle=False, dtype=like.dtype)
+    steps = math.ceil(num_batches(train) / accumulate)
+    epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
+    total = epochs * steps
+
+    elbo = Objective(kl_weight=kl_weight, num_particles=num_particles)
+    rise = None
+    if warmup:
+        first = max(1, int(warmup * total))
+        # Not from 0, where nothing would be known of the KL divergence.
+        rise = KLWarmup(elbo, first, start=kl_weight / (first + 1), kl_weight=kl_weight)
+    move = lambda batch: map_tensors(lambda x: x.to(like.device, non_blocking=True), batch)
+    num_data, names = prepare(elbo, model, guide, train, held_out, num_data, move)
+    groups = guide.parameter_groups(lr=lr, scale_lr=scale_lr)
+    groups[0]["params"] += parameters(names)
+    made = (_adam if optimizer is None else optimizer)(groups)
+    scheduler = LambdaLR(made, lambda step: _schedule(step / total))
+    run = Run(model, guide, elbo, made, num_data, total, move, clip_norm, autocast)
+    stopping = EarlyStopping(parts.values(), patience)
+
+    state: dict[str, Any] = {**parts, "optimizer": made, "scheduler": scheduler, "run": run}
+    state |= {"batches": train, "stopping": stopping, "store": Store(names)}
+    state |= {} if rise is None else {"warmup": rise}
+    state["settings"] = {"epochs": epochs, "steps": steps, "num_data": num_data, "lr": lr}
+    state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
+    state["settings"] |= {"num_particles": num_particles, "autocast": autocast, "warmup": warmup}
+    state["settings"] |= {"validated": validation is not None, "patience": patience}
+    if resume and os.path.exists(str(checkpoint)):
+        load(str(checkpoint), **state)
+
+    for part in parts.values():
+        part.train()
+    bar = Progress(total, progress)
+    every = max(1, total // 1000)
+    while not run.stopped and train.num_epochs < epochs:
+        epoch = train.epoch()
+        while not run.stopped and (group := list(itertools.islice(epoch, accumulate))):
+            run.step(group)
+            scheduler.step()
+            if rise is not None:
+                rise.step()
+            for callback in callbacks:
+                run.stopped |= callback(run) is True
+            if run.num_steps % every == 0 or run.num_steps == total or run.stopped:
+                more = {"epoch": run.num_steps / steps}
+                due = (run.num_steps // every) % 10 == 0 or run.num_steps == total
+                if held_out is not None and due:
+                    score = log_density(model, guide, map(move, held_out.epoch()))
+                    more["held_out"] = score
+                    if rise is None or rise.is_finished:
+                        run.stopped |= stopping.update(score)
+                bar.show(run.num_steps, run.record(**more))
+            if checkpoint is not None and run.num_steps % checkpoint_every == 0:
+                save(checkpoint, **state)
+    bar.close()
+    if checkpoint is not None:
+        save(checkpoint, **state)
+    stopping.restore()
+    for part in parts.values():
+        part.eval()
+    return run.history
+
+
+def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(groups, fused=fused)
+
+
+def _schedule(done: float) -> float:
+    """The factor of the learning rates after a part of the steps."""
+    return 1.0 if done < 0.5 else 0.5 * (1 + math.cos(math.pi * (2 * done - 1)))

@@ -1,0 +1,111 @@
+"""The log density of held-out data, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from . import _rng
+from ._batches import arguments
+
+_SEED = 0  # of all evaluations, whose difference is then that of the weights
+
+
+@contextmanager
+def evaluating(*modules: Any) -> Any:
+    """Modules in evaluation mode, and as they were afterwards."""
+    training = [m for part in modules if isinstance(part, nn.Module) for m in part.modules()]
+    training = [m for m in training if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.no_grad()
+def log_density(
+    model: Callable[..., Any], guide: Any, data: Iterable[Any], num_samples: int = 20
+) -> float:
+    r"""The mean over the data of :math:`\log \frac{1}{S} \sum_s p(y_n \mid x_n, w_s)`.
+
+    Args:
+        data: batches, as the model takes them.
+        num_samples: number of draws :math:`S`.
+    """
+    total, num_rows = 0.0, 0
+    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    with _rng.preserved(), evaluating(*modules):
+        torch.manual_seed(_SEED)
+        for batch in data:
+            args, kwargs = arguments(batch)
+            rows = [_log_probs(model, guide, args, kwargs) for _ in range(num_samples)]
+            densities = torch.stack(rows).logsumexp(0) - math.log(num_samples)
+            total += float(densities.sum())
+            num_rows += densities.numel()
+    return total / num_rows
+
+
+def _log_probs(model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
+    """The log density of each row under one draw, which is the last dimension of all sites."""
+    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    sites: list[Any] = [
+        site for site in prune_subsample_sites(run).nodes.values() if _is_observed(site)
+    ]
+    if not sites:
+        raise ValueError(
+            "the model observes nothing of the validation data: give it the targets, too"
+        )
+    terms = [site["fn"].log_prob(site["value"]) for site in sites]
+    return sum(term.reshape(-1, *term.shape[-1:]).sum(0) for term in terms)
+
+
+def _is_observed(site: Any) -> bool:
+    return site["type"] == "sample" and site["is_observed"]
+
+
+class EarlyStopping:
+    """Remembers the best state of modules, and tells when there was no better one for long.
+
+    Args:
+        modules: whose state is meant.
+        patience: number of scores without a better one after which to stop; None for never.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], patience: int | None) -> None:
+        self.modules = list(modules)
+        self.patience = patience
+        self.best = -math.inf
+        self.waited = 0
+        self.states: list[dict[str, Tensor]] = []
+
+    def update(self, score: float) -> bool:
+        """Takes a score, and returns whether to stop."""
+        if score > self.best:
+            self.best, self.waited = score, 0
+            states = [module.state_dict() for module in self.modules]
+            self.states = [{n: x.clone() for n, x in state.items()} for state in states]
+        else:
+            self.waited += 1
+        return self.patience is not None and self.waited >= self.patience
+
+    def restore(self) -> None:
+        """Gives the modules their best state."""
+        for module, state in zip(self.modules, self.states, strict=False):
+            module.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "states": self.states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

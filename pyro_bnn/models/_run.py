@@ -1,0 +1,128 @@
+"""One step of training, and what is remembered of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guides import AutoPosterior
+from ..infer import TraceKL_ELBO
+from ._batches import arguments
+from ._history import History
+
+
+class Objective(TraceKL_ELBO):
+    """``TraceKL_ELBO`` that remembers the log-likelihood of what it has evaluated."""
+
+    log_likelihood: Tensor | float = 0.0
+    is_scaled = True  # whether the last evaluation scaled its observations
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        nodes = traces[0].nodes.values()
+        sites = [site for site in nodes if site["type"] == "sample" and site["is_observed"]]
+        for site in sites:
+            self.log_likelihood = self.log_likelihood + site["log_prob_sum"].detach()
+        self.is_scaled = any(isinstance(s["scale"], Tensor) or s["scale"] != 1 for s in sites)
+        return traces
+
+
+class Run:
+    """A training run, as callbacks see it.
+
+    Attributes:
+        model, guide, elbo, optimizer: the parts that it is made of.
+        history: the :class:`History` so far.
+        num_steps, total_steps: steps of the optimizer, done and in all.
+        num_data: the number of all data.
+        stopped: whether to end after this step; may be set.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoPosterior,
+        elbo: Objective,
+        optimizer: torch.optim.Optimizer,
+        num_data: int,
+        total_steps: int,
+        move: Callable[[Any], Any],
+        clip_norm: float | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.model, self.guide, self.elbo, self.optimizer = model, guide, elbo, optimizer
+        self.num_data, self.total_steps = num_data, total_steps
+        self.clip_norm, self.autocast = clip_norm, autocast
+        self.history = History()
+        self.num_steps = 0
+        self.stopped = False
+        self._move = move
+        self._loss = elbo(model, guide)  # type: ignore[arg-type]
+        self._device = next(iter(guide.parameters())).device.type
+        self._scaler = torch.amp.GradScaler(self._device, enabled=autocast is torch.float16)
+        self._terms: list[tuple[float, float]] = []
+
+    def step(self, batches: list[Any]) -> None:
+        """One step of the optimizer, with the mean of the gradients of some batches."""
+        self.optimizer.zero_grad()
+        for batch in batches:
+            args, kwargs = arguments(self._move(batch))
+            self.elbo.log_likelihood = 0.0
+            mixed = self.autocast is not None
+            with torch.autocast(self._device, self.autocast) if mixed else nullcontext():
+                loss = self._loss(*args, **kwargs)
+            self._scaler.scale(loss / len(batches)).backward()
+            self._remember(loss)
+        if self.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm * self.num_data)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.num_steps += 1
+
+    def record(self, **more: float) -> dict[str, float]:
+        """Adds the means since the last record to the history."""
+        likelihood, kl = (sum(x) / len(x) for x in zip(*self._terms, strict=True))
+        self._terms = []
+        record = {
+            "step": self.num_steps,
+            "bound": likelihood - kl,
+            "log_likelihood": likelihood,
+            "kl": kl,
+            "kl_weight": self.elbo.kl_weight,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **more,
+        }
+        self.history.append(**record)
+        return record
+
+    def _remember(self, loss: Tensor) -> None:
+        likelihood = float(self.elbo.log_likelihood) / self.elbo.num_particles
+        weight = self.elbo.kl_weight
+        kl = (loss.item() + likelihood) / weight if weight else math.nan
+        self._terms.append((likelihood / self.num_data, kl / self.num_data))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is counted and remembered; the parts have states of their own."""
+        return {
+            "num_steps": self.num_steps,
+            "stopped": self.stopped,
+            "terms": list(self._terms),
+            "scaler": self._scaler.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what another run has counted."""
+        self.num_steps, self.stopped = state["num_steps"], state["stopped"]
+        self._terms = [tuple(terms) for terms in state["terms"]]
+        self._scaler.load_state_dict(state["scaler"])
+        self.history.load_state_dict(state["history"])

@@ -1,0 +1,146 @@
+"""What is checked, read off the data and tried out before training changes anything."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import nn
+
+from .._validation import check_positive
+from ..guides import AutoPosterior
+from ..guides._sites import referred_modules
+from . import _rng
+from ._batches import Batches, arguments
+from ._bnn import BNN
+from ._held_out import evaluating, log_density
+from ._run import Objective
+
+
+def check_arguments(guide: Any, checkpoint: Any, resume: bool, **given: Any) -> None:
+    """Raises a TypeError or ValueError if an argument of ``fit`` is out of range."""
+    if not isinstance(guide, AutoPosterior):
+        raise TypeError(
+            f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
+            "`AutoLRT(model)`"
+        )
+    for name in (
+        "epochs",
+        "num_particles",
+        "accumulate",
+        "patience",
+        "checkpoint_every",
+        "num_data",
+    ):
+        value = given[name]
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+            raise ValueError(f"`{name}` (={value}) must be a positive integer")
+    check_positive(lr=given["lr"], scale_lr=given["scale_lr"])
+    if not 0 <= given["warmup"] < 1:
+        raise ValueError(
+            f"`warmup` (={given['warmup']}) is a fraction of the steps: it must be at least 0 and "
+            "below 1"
+        )
+    clip_norm = given["clip_norm"]
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"`clip_norm` (={clip_norm}) must be positive and finite")
+    if given["autocast"] not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"`autocast` (={given['autocast']}) must be torch.bfloat16, torch.float16 or None"
+        )
+    if resume and checkpoint is None:
+        raise ValueError("`resume` (=True) needs the file: give it as `checkpoint`")
+
+
+def num_batches(train: Batches) -> int:
+    """The number of batches of an epoch, which schedules count."""
+    try:
+        number = len(train)
+    except TypeError:
+        raise ValueError(
+            "the number of batches is unknown, since the dataset of the DataLoader has no length, "
+            "but warm-up and learning rates depend on it: give the dataset a `__len__`"
+        ) from None
+    if number == 0:
+        raise ValueError("`data` is a DataLoader without batches: give it data")
+    return number
+
+
+def prepare(
+    elbo: Objective,
+    model: Callable[..., Any],
+    guide: AutoPosterior,
+    train: Batches,
+    held_out: Batches | None,
+    num_data: int | None,
+    move: Callable[[Any], Any],
+) -> tuple[int, list[str]]:
+    """Tells the model the number of data, and evaluates the ELBO once.
+
+    This finds latent sites that only a run reveals, and data that do not suit the model. Random
+    numbers and buffers stay as they are.
+
+    Returns:
+        The number of data, and the names of the parameters by ``pyro.param``.
+    """
+    parts = [*referred_modules(model, nn.Module), guide]
+    models = [part for part in parts if isinstance(part, BNN)]
+    before = [part.num_data for part in models]
+    number = _num_data(train, num_data, next((n for n in before if n is not None), None))
+    for part in models:
+        part.num_data = number
+    try:
+        with _rng.preserved(), evaluating(*parts):
+            args, kwargs = arguments(move(train.first()))
+            if not poutine.trace(model).get_trace(*args, **kwargs).observation_nodes:
+                raise ValueError(
+                    "the model observes nothing of `data`: give it what it is to be trained on, "
+                    "say as a tuple `(x, y)`"
+                )
+            with poutine.trace(param_only=True) as capture:
+                elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
+            if held_out is not None:
+                log_density(model, guide, [move(held_out.first())], num_samples=1)
+    except BaseException:
+        for part, value in zip(models, before, strict=True):
+            part.num_data = value
+        raise
+    if len(train) > 1 and not elbo.is_scaled:
+        warnings.warn(
+            "the model counts a mini-batch as all data: sample its observations inside "
+            f"`pyro.plate('data', {number}, subsample_size=len(x))`, or use `pyro_bnn.BNN`",
+            stacklevel=3,
+        )
+    known = {id(p) for part in parts for p in part.parameters()}
+    nodes: dict[str, Any] = dict(capture.trace.nodes.items())
+    found = {name: site["value"].unconstrained() for name, site in nodes.items()}
+    return number, [name for name, p in found.items() if id(p) not in known]
+
+
+def _num_data(train: Batches, given: int | None, of_model: int | None) -> int:
+    if given is not None:
+        return given
+    number = of_model if train.num_data is None else train.num_data
+    if number is None:
+        raise ValueError(
+            "the number of data is unknown, since the DataLoader has an iterable dataset or a "
+            "sampler that does not tell it: give it as `num_data`"
+        )
+    if of_model not in (None, number):
+        raise ValueError(
+            f"the model has `num_data` (={of_model}), but there are {number} data: set "
+            "`model.num_data = None` to read it off the data, or pass the number that counts as "
+            "`num_data`"
+        )
+    return number
+
+
+def parameters(names: list[str]) -> list[torch.Tensor]:
+    """Unconstrained parameters in Pyro's store."""
+    held = dict(pyro.get_param_store().named_parameters())
+    return [held[name] for name in names]

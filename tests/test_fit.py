@@ -1,0 +1,504 @@
+"""Training: the recipe, what it reports, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import Regression, bayesian_mlp, within
+from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from pyro_bnn import BNN, fit
+from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.likelihoods import Categorical, Normal
+from pyro_bnn.models._batches import batches
+from pyro_bnn.models._held_out import log_density
+
+matplotlib.use("Agg")
+N = 24
+
+
+def data(num: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(num, 3)
+    return x, x.sum(-1) + 0.1 * torch.randn(num)
+
+
+DATA = data()
+
+
+def bnn(**kwargs) -> tuple[BNN, AutoLRT]:
+    model = BNN(nn.Linear(3, 1), Normal(0.5), **kwargs)
+    return model, AutoLRT(model)
+
+
+def state(*modules: nn.Module) -> list[torch.Tensor]:
+    return [x.clone() for module in modules for x in module.state_dict().values()]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# The recipe.
+
+
+def test_reaches_the_optimum_of_a_conjugate_model():
+    """Orthogonal inputs, so that the posterior is exact and the bound the log evidence."""
+    x = math.sqrt(N) * torch.linalg.qr(torch.randn(N, 3))[0]
+    y = x @ torch.tensor([1.0, -0.5, 0.2]) + 0.5 * torch.randn(N)
+    model = BNN(nn.Linear(3, 1, bias=False), Normal(0.5))
+    guide = AutoReparameterization(model)
+    history = fit(model, guide, (x, y), epochs=1000, batch_size=N, num_particles=2)
+    precision = N / 0.25 + 1
+    posterior = guide["weight" if "weight" in guide else "net.weight"].base()
+    torch.testing.assert_close(posterior.mean[0], x.T @ y / 0.25 / precision, rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        posterior.stddev, torch.full((1, 3), precision**-0.5), rtol=0.03, atol=0
+    )
+    evidence = dist.MultivariateNormal(torch.zeros(N), x @ x.T + 0.25 * torch.eye(N)).log_prob(y)
+    bound = torch.tensor(history["bound"][-300:])
+    assert within(bound, evidence / N - 5e-4, 10)
+
+
+def test_history_has_the_terms_of_the_bound():
+    model, guide = bnn()
+    x, y = data()
+    seen, guides = [], []
+
+    def callback(run):
+        torch.manual_seed(run.num_steps)
+        guides.append(copy.deepcopy(guide))
+
+    history = fit(model, guide, (x, y), epochs=8, callbacks=[callback, seen.append])
+    assert [len(column) for column in history.values()] == [8] * len(history)
+    assert history["step"] == list(range(1, 9))
+    assert history["epoch"] == history["step"]
+    assert history["kl_weight"] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0])
+    rates = [0.01 * 0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(1, 5)]
+    assert history["lr"] == pytest.approx([0.01] * 4 + rates)
+    for bound, likelihood, kl in list(zip(*map(history.get, KEYS), strict=True)):
+        assert bound == likelihood - kl
+        assert kl > 0
+    assert seen == [seen[0]] * 8
+    # A step reports the bound before it moves.
+    for step in (4, 7):
+        torch.manual_seed(step)
+        bound = -TraceKL_ELBO().loss(model, guides[step - 1], x, y) / N
+        assert bound == pytest.approx(history["bound"][step])
+
+
+KEYS = ("bound", "log_likelihood", "kl")
+
+
+@pytest.mark.parametrize("weight", [0.1, 2.0])
+def test_tempering_leaves_the_reported_bound_alone(weight):
+    """Without steps that matter, the terms do not depend on the weight."""
+    histories = []
+    for kl_weight in (1.0, weight):
+        torch.manual_seed(0)
+        model, guide = bnn()
+        histories.append(
+            fit(model, guide, data(), 3, lr=1e-12, scale_lr=1e-12, kl_weight=kl_weight, warmup=0)
+        )
+    for key in KEYS:
+        assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-4)
+    assert histories[1]["kl_weight"] == [weight] * 3
+
+
+def test_default_number_of_epochs_makes_20_000_steps():
+    model, guide = bnn()
+    stop = lambda run: 20_000 <= run.total_steps < 20_003 or pytest.fail(str(run.total_steps))
+    assert fit(model, guide, data(300), callbacks=[stop])["step"] == [1]
+
+
+def test_steps_without_epochs_end_after_the_last_batch():
+    model, guide = bnn()
+    history = fit(model, guide, data(), epochs=3, batch_size=10, accumulate=2)
+    assert history["step"][-1] == 3 * 2
+
+
+# Any model with a guide of ours.
+
+
+def function(x, y=None):
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    bias = pyro.param("bias", torch.tensor(0.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("data", N, subsample_size=len(x)):
+        pyro.sample("obs", dist.Normal(x @ weight + bias, noise), obs=y)
+
+
+def test_trains_a_function_with_parameters():
+    guide = AutoReparameterization(function)
+    x, y = data()
+    history = fit(function, guide, (x, y + 3), epochs=70, batch_size=8, seed=1, lr=0.1)
+    assert pyro.param("bias").item() == pytest.approx(3, abs=0.5)
+    assert set(guide) == {"weight", "noise"}
+    assert history["bound"][-1] > history["bound"][1] + 1
+
+
+@pytest.mark.parametrize("guide_class", [AutoLRT, AutoRadial])
+def test_trains_a_users_module(guide_class):
+    model = Regression(bayesian_mlp(3, 1), None, N)
+    guide = guide_class(model)
+    history = fit(model, guide, data(), epochs=50, batch_size=8)
+    assert history["bound"][-1] > history["bound"][5]
+
+
+def test_models_that_do_not_scale_a_batch_are_warned_about():
+    model = Regression(bayesian_mlp(3, 1), 0.5)
+    with pytest.warns(UserWarning, match="counts a mini-batch as all data"):
+        fit(model, AutoLRT(model), data(), 1, batch_size=8)
+
+
+def test_trains_all_there_is():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = BNN(net, Normal(), num_data=N)
+    guide = AutoLRT(model)
+    before = state(model, guide)
+    fit(model, guide, data(), 2, batch_size=8)
+    changed = [not torch.equal(a, b) for a, b in zip(before, state(model, guide), strict=True)]
+    trained = [n for part in (model, guide) for n, _ in part.named_parameters()]
+    names = [n for part in (model, guide) for n in part.state_dict()]
+    assert {n for n, c in zip(names, changed, strict=True) if c} >= set(trained)
+    assert model.net[1].num_batches_tracked == 6  # the trial run counts none
+    assert not model.training
+
+
+# Data.
+
+
+@pytest.mark.parametrize("form", ["tuple", "numpy", "dictionary", "loader", "list", "double"])
+def test_forms_of_data(form):
+    model, guide = bnn()
+    x, y = data()
+    given = {
+        "tuple": (x, y),
+        "list": [x, y],
+        "numpy": (x.numpy().astype(np.float64), y.numpy().astype(int)),
+        "dictionary": {"x": x, "y": y, "weight": torch.ones(N), "mask": y > 0},
+        "loader": DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True),
+        "double": (x.double().numpy(), y.double()),
+    }[form]
+    history = fit(model, guide, given, epochs=3)
+    assert history["bound"][-1] < 0
+    assert model.num_data == N
+
+
+@pytest.mark.parametrize(
+    ("sampler", "number"),
+    [
+        (None, N),
+        (SubsetRandomSampler(range(10)), 10),
+        (WeightedRandomSampler(torch.ones(N), 50), N),
+    ],
+)
+def test_number_of_data_is_read_off_the_loader(sampler, number):
+    model, guide = bnn()
+    fit(model, guide, DataLoader(TensorDataset(*data()), 5, sampler=sampler), 1)
+    assert model.num_data == number
+
+
+class Odd(Sampler):
+    def __iter__(self):
+        return iter(range(10))
+
+    def __len__(self):
+        return 10
+
+
+def test_unknown_or_contradicting_numbers_are_refused():
+    dataset = TensorDataset(*data())
+    odd = DataLoader(dataset, 5, sampler=Odd())
+    model, guide = bnn()
+    with pytest.raises(ValueError, match="give it as `num_data`"):
+        fit(model, guide, odd, 1)
+    assert model.num_data is None
+    fit(model, guide, odd, 1, num_data=10)
+    assert model.num_data == 10
+    fit(model, guide, odd, 1)
+    with pytest.raises(ValueError, match=r"`num_data` \(=10\), but there are 24 data"):
+        fit(model, guide, data(), 1)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(dataset)
+
+    with pytest.raises(ValueError, match="__len__"):
+        fit(model, guide, DataLoader(Stream(), 5), 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (torch.zeros(N, 3), TypeError, "must be a tuple"),
+        ((torch.zeros(N, 3), torch.zeros(N + 1)), ValueError, "the same number"),
+        ((torch.zeros(0, 3), torch.zeros(0)), ValueError, "at least one"),
+        ((torch.zeros(N, 3), "y"), TypeError, "has a str in it"),
+        ((torch.zeros(N, 3), torch.zeros(N, 2)), ValueError, "`y` has the shape"),
+        ((torch.zeros(N, 3), torch.full((N,), math.nan)), ValueError, "(?i)nan"),
+        ((torch.zeros(N, 3).double(), torch.zeros(N)), ValueError, r"x.to\(torch.float32\)"),
+        ((torch.zeros(N, 3),), ValueError, "observes nothing"),
+    ],
+)
+@pytest.mark.parametrize("as_validation", [False, True])
+def test_bad_data_change_nothing(given, error, message, as_validation):
+    model, guide = bnn()
+    guide(*DATA)
+    before, random = state(model, guide), torch.get_rng_state()
+    arguments = (DATA, {"validation": given}) if as_validation else (given, {})
+    with pytest.raises(error, match=message):
+        fit(model, guide, arguments[0], 1, **arguments[1])
+    assert equal(before, state(model, guide))
+    assert model.num_data is None
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("scale_lr", -1.0),
+        ("kl_weight", -1.0),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("num_particles", 0),
+        ("clip_norm", 0.0),
+        ("accumulate", 0),
+        ("autocast", torch.double),
+        ("patience", 0),
+        ("checkpoint_every", 0),
+        ("num_data", 0),
+        ("resume", True),
+    ],
+)
+def test_bad_arguments_are_refused(argument, value):
+    model, guide = bnn()
+    before = state(model, guide)
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        fit(model, guide, data(), **({"epochs": 1} | {argument: value}))
+    assert equal(before, state(model, guide))
+    assert model.num_data is None
+
+
+def test_bad_guides_are_refused():
+    model, _ = bnn()
+    with pytest.raises(TypeError, match="AutoLRT"):
+        fit(model, pyro.infer.autoguide.AutoNormal(model), data(), 1)
+    guide = AutoLRT(model)
+    loader = DataLoader(TensorDataset(*data()), 5)
+    with pytest.raises(ValueError, match="`batch_size`"):
+        fit(model, guide, loader, 1, batch_size=5)
+
+
+@pytest.mark.parametrize("size", [1, 5, N, 100])
+def test_batches_have_each_row_once(size):
+    rows = torch.arange(N)
+    made = batches((rows, {"a": rows}), size)
+    seen = [list(made.epoch()) for _ in range(2)]
+    for epoch in seen:
+        assert len(epoch) == len(made)
+        assert torch.cat([x for x, _ in epoch]).sort().values.tolist() == rows.tolist()
+        assert all(torch.equal(x, other["a"]) for x, other in epoch)
+    if size < N:
+        assert not equal([x for x, _ in seen[0]], [x for x, _ in seen[1]])
+
+
+# Options.
+
+
+def test_accumulated_gradients_are_those_of_a_large_batch():
+    """Where rows are alike, a mean over batches is that over all data, given the same weights."""
+    x, y = torch.ones(N, 3), torch.ones(N)
+    results = []
+    for size, accumulate in ((N, 1), (6, 4)):
+        torch.manual_seed(0)
+        model = BNN(nn.Linear(3, 1), Normal(0.5), num_data=N)
+        guide = AutoReparameterization(model, init_scale=1e-6)
+        fit(model, guide, (x, y), 3, batch_size=size, accumulate=accumulate)
+        results.append(guide["net.weight"].median())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+def test_gradients_are_clipped_per_datum():
+    norms = []
+
+    def callback(run):
+        gradients = [p.grad for group in run.optimizer.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item() / run.num_data)
+
+    model, guide = bnn()
+    fit(model, guide, data(), 3, clip_norm=0.01, callbacks=[callback])
+    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_autocast_computes_networks_in_half_precision():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.dtype)
+            return x
+
+    histories = []
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        model = BNN(nn.Sequential(nn.Linear(3, 1), Spy()), Normal(0.5))
+        guide = AutoReparameterization(model)
+        histories.append(fit(model, guide, data(), 2, autocast=dtype, seed=1))
+    assert seen[-1] is torch.bfloat16
+    assert histories[0]["kl"][1] == pytest.approx(histories[1]["kl"][1], rel=1e-3)
+    assert histories[0]["bound"][1] == pytest.approx(histories[1]["bound"][1], rel=0.02)
+
+
+def test_other_optimizers():
+    model, guide = bnn()
+    made = []
+    fit(model, guide, data(), 2, optimizer=lambda groups: made.append(SGD(groups)) or made[0])
+    assert [group["initial_lr"] for group in made[0].param_groups] == [0.01, 0.01]
+
+
+SGD = torch.optim.SGD
+
+
+def test_a_seed_decides_all():
+    results = []
+    for i in range(2):
+        torch.manual_seed(0)
+        model, guide = bnn()
+        torch.manual_seed(i)
+        fit(model, guide, DATA, 2, batch_size=5, seed=3)
+        results.append(state(guide))
+    assert equal(*results)
+
+
+def test_callbacks_end_the_training():
+    model, guide = bnn()
+    history = fit(model, guide, data(), 10, callbacks=[lambda run: run.num_steps == 4])
+    assert history["step"][-1] == 4
+
+
+# Validation.
+
+
+def test_log_density_of_held_out_data():
+    """Against the predictive density in closed form."""
+    model = BNN(nn.Linear(3, 1, bias=False), Normal(0.5), num_data=2)
+    guide = AutoReparameterization(model, init_scale=0.05)
+    x, y = data()
+    weight = guide["net.weight"].median()[0]
+    scale = (0.25 + 0.0025 * x.square().sum(-1)).sqrt()
+    expected = dist.Normal(x @ weight, scale).log_prob(y).mean()
+    random = torch.get_rng_state()
+    found = log_density(model, guide, [(x[:7], y[:7]), (x[7:], y[7:])], num_samples=600)
+    assert found == pytest.approx(expected.item(), abs=0.02)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_the_best_parameters_are_kept():
+    """Held-out targets that the network has to unlearn are predicted best at the start."""
+    model, guide = bnn()
+    x, y = data()
+    states = {}
+
+    def callback(run):
+        states[run.num_steps] = state(model, guide)
+
+    history = fit(
+        model, guide, (x, y), 400, validation=(x, -y), patience=3, warmup=0.1,
+        callbacks=[callback], lr=0.01,
+    )  # fmt: skip
+    scores = dict(zip(history["step"], history["held_out"], strict=True))
+    counted = {step: score for step, score in scores.items() if score == score and step >= 40}
+    best = max(counted, key=counted.get)
+    assert equal(state(model, guide), states[best])
+    assert history["step"][-1] == best + 3 * 10 < 400
+
+
+def test_without_patience_training_goes_on():
+    model, guide = bnn()
+    x, y = data()
+    history = fit(model, guide, (x, y), 100, validation=(x, -y), patience=None)
+    assert history["step"][-1] == 100
+
+
+def test_dropout_rests_during_validation():
+    net = nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.Linear(50, 1))
+    model = BNN(net, Normal(0.5))
+    guide = AutoLRT(model)
+    modes = []
+    model.net[1].register_forward_hook(lambda module, *_: modes.append(module.training))
+    fit(model, guide, data(), 2, validation=data())
+    assert modes[-20:] == [False] * 20
+    assert True in modes
+
+
+# Reports.
+
+
+def test_history_plots_and_converts():
+    model, guide = bnn()
+    history = fit(model, guide, data(), 30, validation=data())
+    ax = history.plot()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [
+        "bound (ELBO)",
+        "expected log-likelihood",
+        "KL divergence",
+        "held-out log density",
+    ]
+    assert list(ax.lines[1].get_ydata()) == history["log_likelihood"]
+    assert history.plot(ax) is ax
+    plt.close("all")
+    frame = history.to_dataframe()
+    assert isinstance(frame, pd.DataFrame)
+    assert frame["bound"].tolist() == history["bound"]
+    assert len(frame) == 30
+    assert "bound=" in repr(history)
+
+
+@pytest.mark.parametrize("has_tqdm", [True, False])
+def test_progress_is_shown_on_a_terminal(capsys, monkeypatch, has_tqdm):
+    model, guide = bnn()
+    fit(model, guide, data(), 3)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    if not has_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    fit(model, guide, data(), 3)
+    shown = capsys.readouterr().err
+    assert "bound" in shown
+    assert "log_likelihood" in shown
+    assert ("step 3 of 3" in shown) is not has_tqdm
+    fit(model, guide, data(), 3, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_classes_are_learned():
+    x = torch.randn(90, 2)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0)
+    model = BNN(nn.Sequential(nn.Linear(2, 20), nn.ReLU(), nn.Linear(20, 3)), Categorical())
+    guide = AutoLRT(model)
+    history = fit(model, guide, (x, y), epochs=100, batch_size=15, lr=0.03, scale_lr=0.03)
+    assert history["bound"][-1] > -math.log(3) + 0.2  # the trivial bound
