@@ -35,15 +35,15 @@ TENSOR = Recipe(priors={"prior": HierarchicalNormal("tensor")})
 INPUT = Recipe(priors={"prior": HierarchicalNormal("input")})
 OUTPUT = Recipe(priors={"prior": HierarchicalNormal("output")})
 CANDIDATES = {
-    "Normal(0, 1), no warm-up, one rate": replace(NORMAL, warmup=0.0, lr=5e-3, scale_lr=5e-3),
+    "Normal(0, 1), no warm-up": replace(NORMAL, training={"warmup": 0.0}),
     "Normal(0, 1)": NORMAL,
     "tensor": TENSOR,
     "input": INPUT,
     "output": OUTPUT,
-    "tensor, scales 3e-2": replace(TENSOR, scale_lr=3e-2),
-    "tensor, no warm-up": replace(TENSOR, warmup=0.0),
-    "tensor, KL weight 0.3": replace(TENSOR, kl_weight=0.3),
-    "tensor, KL weight 0.1": replace(TENSOR, kl_weight=0.1),
+    "tensor, scales 3e-2": replace(TENSOR, training={"scale_lr": 3e-2}),
+    "tensor, no warm-up": replace(TENSOR, training={"warmup": 0.0}),
+    "tensor, KL weight 0.3": replace(TENSOR, training={"kl_weight": 0.3}),
+    "tensor, KL weight 0.1": replace(TENSOR, training={"kl_weight": 0.1}),
 }
 
 
@@ -55,9 +55,9 @@ def run(
     pyro.enable_validation(False)
     recipe, task = CANDIDATES[candidate], tasks(args.uci, args.fashion)[task_name]
     x, y, test_x, test_y = task.split(split)
-    model = task.model(len(x), recipe.priors)
+    model = task.model(recipe.priors)
     guide = getattr(guides, args.guide)(model, **recipe.guide)
-    train(model, guide, x, y, int(times * task.steps), recipe, task.batch)
+    train(model, guide, x, y, int(times * task.steps), task.batch, **recipe.training)
     mean, density = predictive_log_density(model, guide, test_x, test_y, args.samples)
     result = {
         "candidate": candidate,

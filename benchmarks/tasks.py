@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.nn import PyroModule
-from recipe import Classification, Model, Regression, mlp
+from recipe import classification, mlp, regression
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from statsmodels.datasets import sunspots
 from torch import Tensor, nn
 
+from pyro_bnn import BNN
 from pyro_bnn.nn import BayesianConv2d, BayesianLinear, BayesianLSTM
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs and targets for training, and for tests
@@ -27,9 +28,9 @@ class Task:
     """Data, the network for them, and how long it trains."""
 
     split: Callable[[int], Split]
-    model: Callable[[int, dict[str, Any]], Model]  # from the number of data, and priors of layers
+    model: Callable[[dict[str, Any]], BNN]  # from arguments of its layers
     steps: int
-    batch: int = 256
+    batch: int = 128
 
 
 class Residual(PyroModule):
@@ -139,30 +140,27 @@ def tasks(uci: Path, fashion: Path) -> dict[str, Task]:
     result = {
         "digits": Task(
             digits_split,
-            lambda n, priors: Classification(mlp([64, 100, 100, 10], **priors), n),
+            lambda priors: classification(mlp([64, 100, 100, 10], **priors)),
             steps=8000,
-            batch=128,
         ),
         "fashion": Task(
             fashion_split(fashion),
-            lambda n, priors: Classification(convolutional(**priors), n),
+            lambda priors: classification(convolutional(**priors)),
             steps=3000,
-            batch=128,
         ),
         "sunspots": Task(
-            sunspots_split, lambda n, priors: Regression(Series(16, **priors), n), steps=4000
+            sunspots_split, lambda priors: regression(Series(16, **priors)), steps=4000
         ),
         "residual": Task(
             digits_split,
-            lambda n, priors: Classification(Residual(64, 32, 10, 10, **priors), n),
+            lambda priors: classification(Residual(64, 32, 10, 10, **priors)),
             steps=4000,
-            batch=128,
         ),
     }
     for name, size in {"concrete": 8, "energy": 8, "wine": 11, "yacht": 6}.items():
         result[name] = Task(
             uci_split(uci / f"{name}.npz"),
-            lambda n, priors, size=size: Regression(mlp([size, 50, 1], **priors), n),
+            lambda priors, size=size: regression(mlp([size, 50, 1], **priors)),
             steps=8000,
         )
     return result

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import Regression, final_elbo, mlp, predictive_log_density, train
+from recipe import final_elbo, mlp, predictive_log_density, regression, train
 
 from pyro_bnn import guides
 
@@ -58,9 +58,9 @@ def run(path: Path, guide_name: str, split: int, args: argparse.Namespace) -> Ro
     train_x, train_y = inputs[train_rows], targets[train_rows]
 
     sizes = [x.shape[1], *[args.hidden] * args.layers, 1]
-    model = Regression(mlp(sizes), len(train_rows))
+    model = regression(mlp(sizes))
     guide = getattr(guides, guide_name)(model)
-    train(model, guide, train_x, train_y, args.steps)
+    train(model, guide, train_x, train_y, args.steps, args.batch)
 
     mean, log_density = predictive_log_density(
         model, guide, inputs[test], targets[test], args.samples
@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--hidden", type=int, default=50)
     parser.add_argument("--layers", type=int, default=1, help="hidden layers")
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=128, help="rows of a step")
     parser.add_argument("--samples", type=int, default=1000, help="posterior samples")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="where to save the results of all splits")

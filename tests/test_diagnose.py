@@ -10,6 +10,8 @@ import pytest
 import torch
 from models import Regression, bayesian_mlp, data
 from pyro.infer.importance import psis_diagnostic
+from pyro.nn import PyroModule
+from torch import nn
 
 from pyro_bnn.guides import AutoLRT, AutoMixture, AutoRadial
 from pyro_bnn.infer import diagnose
@@ -119,3 +121,52 @@ def test_errors():
         diagnose(model, guide, xy, losses=[1.0], num_samples=25)
     with pytest.raises(ValueError, match="observes nothing"):
         diagnose(model, guide, xy[:1], num_samples=25)
+
+
+def test_pruned_weights_do_not_count():
+    torch.manual_seed(0)
+    x, y = data(30, 3)
+    model = Regression(bayesian_mlp(3, 8, 1), 0.5)
+    guide = AutoLRT(model)
+    first, *others = list(guide)
+    kept = torch.rand(guide[first].loc.shape) < 0.5
+    guide[first].loc = torch.zeros_like(guide[first].loc)  # at the prior
+    guide[first].scale = torch.ones_like(guide[first].scale)
+    guide[first].prune(kept)
+    guide[others[0]].prune(torch.zeros_like(guide[others[0]].loc, dtype=torch.bool))
+    result = diagnose(model, guide, (x, y), num_samples=25)
+    assert result.collapsed[first] == 1.0
+    assert result.signal_to_noise[first] == [0.0] * 5
+    assert others[0] not in result.collapsed  # nothing is left
+    assert others[0] not in result.signal_to_noise
+
+
+def test_statistics_of_normalization_stay():
+    torch.manual_seed(0)
+    x, y = data(30, 3)
+    net = PyroModule[nn.Sequential](BayesianLinear(3, 4), nn.BatchNorm1d(4), BayesianLinear(4, 1))
+    model = Regression(net, 0.5)
+    guide = AutoLRT(model)
+    guide(x, y)
+    before = {name: b.clone() for name, b in net.named_buffers()}
+    diagnose(model, guide, (x, y), num_samples=25)
+    assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())
+
+
+def test_the_error_counts_kls_that_are_estimated():
+    """A location without data, whose KL divergence has no formula: all of the error is its."""
+
+    def model(x, y=None):
+        pyro.sample("z", dist.StudentT(4.0, 0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(0.0, 1.0), obs=y)
+
+    torch.manual_seed(0)
+    x, y = data(30, 3)
+    guide = AutoLRT(model)
+    guide(x, y)
+    guide["z"].scale = torch.tensor(2.0)
+    errors = [diagnose(model, guide, (x, y), num_samples=100) for _ in range(40)]
+    spread = torch.tensor([e.elbo for e in errors]).std().item()
+    mean = sum(e.elbo_error for e in errors) / len(errors)
+    assert 0.5 < spread / mean < 1.7  # 40 values: 5 standard errors are 0.57 of it

@@ -60,8 +60,6 @@ def script(path: str, monkeypatch: Any) -> Documented:
         model = scope["Model"](PyroModule[nn.Sequential](scope["Linear"]()))
         model.net[0].linear = pyro_bnn.bayesianize(nn.Linear(scope["CYCLE"], 1))
         x, size = torch.randn(40, scope["WINDOW"]), None
-    elif path == "benchmarks/recipe.py":
-        model = scope["Regression"](scope["mlp"]([64, 8, 1]), 40)
     else:
         model = scope["Model"](net, scope["Workload"]("", "", nn.Identity, (40, 64)))
         size = scope["NUM_DATA"]
@@ -78,7 +76,7 @@ PAGES = {
 }
 SCRIPTS = [
     *(f"tutorials/{name}.py" for name in ("digits", "fashion_mnist", "pruning", "sunspots")),
-    *("benchmarks/recipe.py", "benchmarks/steps.py"),
+    "benchmarks/steps.py",
 ]
 REFUSED = ["docs/models.rst"]  # shows what a guide refuses
 

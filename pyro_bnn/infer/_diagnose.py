@@ -13,10 +13,13 @@ from pyro import poutine
 from pyro.ops.stats import fit_generalized_pareto
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
-from ..distributions._divergence import innermost
+from .._buffers import unchanged_buffers
+from ..distributions._divergence import entry_kl, innermost
 from ..guides import AutoPosterior
+from ..posteriors import ConstrainedPosterior
+from ..posteriors._pruned import Pruned
 from ._diagnosis import Diagnosis
 from ._kl import analytic_kl
 
@@ -66,7 +69,8 @@ def diagnose(
         raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
     if num_samples < 25:
         raise ValueError(f"`num_samples` (={num_samples}) must be at least 25, for a tail index")
-    draws = [_draw(model, guide, data) for _ in range(num_samples)]
+    with unchanged_buffers():
+        draws = [_draw(model, guide, data) for _ in range(num_samples)]
     likelihoods: dict[str, list[float]] = {}
     for draw in draws:
         for name, value in draw.likelihood.items():
@@ -77,20 +81,22 @@ def diagnose(
             "targets included"
         )
     first = draws[0]
-    kl = {
-        name: _mean(d.ratio[name] for d in draws) if exact is None else exact
-        for name, exact in ((name, _kl(*pair)) for name, pair in first.sites.items())
-    }
-    sums = torch.tensor([sum(d.likelihood.values()) for d in draws], dtype=torch.double)
-    log_weights = torch.tensor(
-        [sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws], dtype=torch.double
+    exact = {name: _kl(*pair) for name, pair in first.sites.items()}
+    # Where there is no formula, the error of the estimate is part of that of the ELBO.
+    terms = _doubles(
+        sum(d.likelihood.values())
+        - sum(d.ratio[n] if kl is None else kl for n, kl in exact.items())
+        for d in draws
     )
-    prior = _mean(_prior_likelihood(model, data) for _ in range(min(25, num_samples)))
+    kl = {n: _mean(d.ratio[n] for d in draws) if kl is None else kl for n, kl in exact.items()}
+    log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
+    with unchanged_buffers():
+        prior = _mean(_prior_likelihood(model, data) for _ in range(min(25, num_samples)))
     constant = sum(_constant(site) for site in first.observed.values())
     return Diagnosis(
         num_data=_num_data(first.observed),
-        elbo=sums.mean().item() - sum(kl.values()),
-        elbo_error=sums.std().item() / math.sqrt(num_samples),
+        elbo=terms.mean().item(),
+        elbo_error=terms.std().item() / math.sqrt(num_samples),
         trivial=max(prior, constant),
         likelihood={name: _mean(values) for name, values in likelihoods.items()},
         kl=kl,
@@ -176,19 +182,31 @@ def _num_data(observed: dict[str, dict[str, Any]]) -> int:
 def _collapsed(sites: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     result = {}
     for name, (q, p) in sites.items():
-        posterior: Any = innermost(q)
+        kept = q.kept if isinstance(q, Pruned) else None
+        posterior: Any = innermost(q if kept is None else q.full)
         prior: Any = innermost(p)
         normals = isinstance(posterior, Normal) and isinstance(prior, Normal)
         if normals and posterior.batch_shape == p.shape():
-            kl = kl_divergence(Normal(posterior.loc, posterior.scale), prior)
-            result[name] = (kl < _COLLAPSED).double().mean().item()
+            kl = entry_kl(posterior.loc, posterior.scale, prior.loc, prior.scale)
+            kl = kl.reshape(-1) if kept is None else kl[kept]
+            if kl.numel():
+                result[name] = (kl < _COLLAPSED).double().mean().item()
     return result
 
 
 def _signal_to_noise(guide: AutoPosterior) -> dict[str, list[float]]:
+    """Of what has a scale where it has a mean: in unconstrained space, 0 is no special value."""
     probs = torch.tensor(_PROBS, dtype=torch.double)
-    ratios = {name: guide[name].signal_to_noise().double().reshape(-1) for name in guide}
-    return {name: torch.quantile(r[: 1 << 23], probs).tolist() for name, r in ratios.items()}
+    result = {}
+    for name in guide:
+        posterior = guide[name]
+        if isinstance(posterior, ConstrainedPosterior):
+            continue
+        ratio = posterior.signal_to_noise().double().reshape(-1)
+        ratio = ratio if posterior.kept is None else ratio[posterior.kept.reshape(-1)]
+        if ratio.numel():
+            result[name] = torch.quantile(ratio[: 1 << 23], probs).tolist()
+    return result
 
 
 def _tail_index(log_weights: Tensor) -> float:
@@ -212,6 +230,10 @@ def _moved(losses: Sequence[float] | None) -> float | None:
             f"`losses` has {len(values)} entries; the bound of the last 1,000 steps needs 1,100"
         )
     return (values[-_WINDOW - 100 : -_WINDOW].mean() - values[-100:].mean()).item()
+
+
+def _doubles(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.double)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -44,7 +44,8 @@ def log_density(
     """
     total, num_rows = 0.0, 0
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
-    with _rng.preserved(), evaluating(*modules):
+    # One weight for all rows, as in predictions: rows may interact in the network.
+    with _rng.preserved(), evaluating(*modules), guide.shared_draws():
         torch.manual_seed(_SEED)
         for batch in data:
             args, kwargs = arguments(batch)
