@@ -12,7 +12,7 @@ from . import (
     priors,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
-from .models import BNN, fit, resume, save
+from .models import BNN, fit, predict, resume, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "likelihoods",
     "nn",
     "posteriors",
+    "predict",
     "priors",
     "prune",
     "pruning_masks",

@@ -166,7 +166,6 @@ LOOPED = {
     "Dirichlet",
     "Dirichlet-multinomial",
     "beta-binomial",
-    "ordered",
     "von Mises",
 }
 INFINITE = {"student"}  # fourth moments

@@ -43,7 +43,8 @@ def vectorize(predict: Callable[[Samples], Samples], samples: Samples, size: int
 class _Batched(TorchFunctionMode):
     """Helps ``torch.vmap`` where it cannot help itself.
 
-    Distributions fill an empty tensor with random numbers, which are to differ between samples;
+    Distributions fill an empty tensor with random numbers, or one of zeros with probabilities,
+    which are to differ between samples;
     torch's recurrent networks and some functions have no rule.
 
     Args:
@@ -66,7 +67,7 @@ class _Batched(TorchFunctionMode):
             args = [x + self.zero.to(x) for x in args]
         training = _training_call(func, args, kwargs)
         result = func(*args, **kwargs) if training is None else func(**training)
-        if func in (torch.empty, Tensor.new, Tensor.new_empty):
+        if func in (torch.empty, torch.zeros, Tensor.new, Tensor.new_empty):
             return result + self.zero.to(result)
         return result
 

@@ -45,6 +45,7 @@ def batches(
     *,
     shuffle: bool = True,
     dtype: torch.dtype = torch.float,
+    name: str = "data",
 ) -> Batches:
     """Batches of a DataLoader, or of a tuple or dictionary of tensors.
 
@@ -53,6 +54,7 @@ def batches(
         batch_size: number of rows of a batch of tensors, 128 by default.
         shuffle: whether to shuffle the rows of tensors in each epoch.
         dtype: that of tensors which are made of arrays of real numbers.
+        name: that of the argument, for errors.
 
     Raises:
         TypeError: if ``data`` are none of these.
@@ -68,12 +70,11 @@ def batches(
         return LoaderBatches(data)
     if not isinstance(data, (tuple, list, Mapping)):
         raise TypeError(
-            f"`data` (={type(data).__name__}) must be a tuple `(x, y)` of tensors, a dictionary of "
-            "them, or a DataLoader"
+            f"`{name}` (={type(data).__name__}) must be a tuple `(x, y)` of tensors, a dictionary "
+            "of them, or a DataLoader"
         )
-    return TensorBatches(
-        _as_tensors(data, dtype), 128 if batch_size is None else batch_size, shuffle
-    )
+    size = 128 if batch_size is None else batch_size
+    return TensorBatches(_as_tensors(data, dtype, name), size, shuffle, name)
 
 
 class Batches:
@@ -112,7 +113,9 @@ class Batches:
 class TensorBatches(Batches):
     """Shuffled rows of tensors, indexed without a DataLoader."""
 
-    def __init__(self, data: Any, batch_size: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, data: Any, batch_size: int, shuffle: bool = True, name: str = "data"
+    ) -> None:
         super().__init__()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` (={batch_size}) must be a positive integer")
@@ -121,7 +124,7 @@ class TensorBatches(Batches):
         map_tensors(lambda x: rows.append(len(x) if x.dim() else 0), self.data)
         if not rows or len(set(rows)) > 1 or rows[0] == 0:
             raise ValueError(
-                f"`data` has tensors of {rows} rows: give each the same number, at least one"
+                f"`{name}` has tensors of {rows} rows: give each the same number, at least one"
             )
         self.num_data = self.num_rows = rows[0]
         self.batch_size, self.shuffle = min(batch_size, rows[0]), shuffle
@@ -214,14 +217,14 @@ def _num_data(loader: DataLoader) -> int | None:
     return len(loader.dataset) if isinstance(loader.sampler, known) else None  # type: ignore
 
 
-def _as_tensors(data: Any, dtype: torch.dtype) -> Any:
+def _as_tensors(data: Any, dtype: torch.dtype, name: str) -> Any:
     if isinstance(data, Mapping):
-        return {key: _as_tensors(x, dtype) for key, x in data.items()}
+        return {key: _as_tensors(x, dtype, name) for key, x in data.items()}
     if isinstance(data, (tuple, list)):
-        return tuple(_as_tensors(x, dtype) for x in data)
+        return tuple(_as_tensors(x, dtype, name) for x in data)
     if isinstance(data, Tensor):
         return data
     if isinstance(data, np.ndarray):
         made = torch.as_tensor(data)
         return made.to(dtype) if made.is_floating_point() else made
-    raise TypeError(f"`data` has a {type(data).__name__} in it: give tensors or arrays")
+    raise TypeError(f"`{name}` has a {type(data).__name__} in it: give tensors or arrays")

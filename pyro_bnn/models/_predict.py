@@ -1,0 +1,150 @@
+"""Predictions of a model with a posterior, batch by batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .._buffers import unchanged_buffers
+from .._threads import PYRO
+from ..guides._sites import referred_modules
+from ..infer import Predictive
+from ..infer._samples import GrownPlates, run
+from . import _rng
+from ._batches import batches, map_tensors
+from ._draws import Draws
+from ._held_out import evaluating
+from ._prediction import Prediction, joined
+from ._targets import Targets
+
+
+def predict(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | Mapping[str, Tensor],
+    x: Any,
+    num_samples: int | None = None,
+    *,
+    batch_size: int | None = None,
+    site: str | None = None,
+    parallel: bool | None = None,
+) -> Prediction:
+    r"""The posterior predictive distribution of the targets, with its uncertainty taken apart.
+
+    .. math:: p(y \mid x, D) \approx \frac1S \sum_s p(y \mid x, w_s), \quad w_s \sim q
+
+    Rows are processed in batches, and all of them under the same draws of the weights. What is kept
+    are the results and, if they are small, the draws. Model and guide predict in evaluation mode,
+    and are left as they were.
+
+    Args:
+        model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, that samples the targets at one site
+            and is called with ``x`` alone.
+        guide: its guide; or samples of its weights by site name, such as those of ``MCMC``.
+        x: the inputs: a tensor or array, with the rows in the first dimension; a tuple or
+            dictionary of them, for a network with several; or a DataLoader. Of its batches that are
+            tuples, the first entry is taken, of dictionaries the entry ``"x"``.
+        num_samples: number of draws :math:`S`, 100 by default.
+        batch_size: rows to process at once, 128 by default. A DataLoader has its own.
+        site: name of the targets; by default ``"obs"``, or the only site that the guide has not.
+        parallel: see :class:`~pyro_bnn.infer.Predictive`, which makes the draws.
+
+    Returns:
+        A :class:`~pyro_bnn.models.Prediction`.
+
+    Raises:
+        TypeError: if ``x`` is none of these, or ``guide`` no function or samples.
+        ValueError: if ``num_samples`` or ``batch_size`` is not positive, if there are no rows, or
+            the targets' site is unknown.
+
+    Example:
+        >>> from pyro_bnn import BNN, fit, likelihoods, predict
+        >>> model = BNN(torch.nn.Linear(4, 3), likelihoods.Categorical())
+        >>> x, y, guide = torch.ones(5, 4), torch.tensor([0, 1, 2, 1, 0]), AutoLRT(model)
+        >>> history = fit(model, guide, (x, y), epochs=10)
+        >>> prediction = predict(model, guide, x, num_samples=10)
+        >>> prediction.mean.shape, prediction.samples.shape, prediction.epistemic.shape
+        (torch.Size([5, 3]), torch.Size([10, 5]), torch.Size([5]))
+    """
+    draws = Draws(guide, num_samples)
+    device, dtype = _device_and_dtype(model, guide)
+    inputs = ((map_tensors(lambda t: t.to(device), v),) for v in _inputs(x, batch_size, dtype))
+    parts = [part for part, *_ in predictions(model, draws, inputs, site, parallel)]
+    if not parts:
+        raise ValueError("`x` is a DataLoader without batches: give it data")
+    return joined(parts)
+
+
+@torch.no_grad()
+def predictions(
+    model: Callable[..., Any],
+    draws: Draws,
+    batches: Iterable[tuple[Any, ...]],
+    site: str | None = None,
+    parallel: bool | None = None,
+) -> Iterator[tuple[Prediction, Targets, dict[str, Tensor]]]:
+    """The prediction for each batch of a model's arguments, and what it is made of."""
+    modules = [*referred_modules(model, nn.Module), draws.guide]
+    targets = None
+    for args in batches:
+        with PYRO, evaluating(*modules), unchanged_buffers():
+            draws.prepare(args, {})
+            if targets is None:
+                targets = _targets(model, draws.names, site, args)
+            parts = []
+            for samples in draws.chunks(args, {}):
+                predictive = Predictive(
+                    targets(model), samples, return_sites=targets.names, parallel=parallel
+                )
+                parts.append(predictive(*args))
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        yield targets.prediction(values), targets, values
+
+
+def _targets(model: Callable[..., Any], drawn: list[str], given: str | None, args: Any) -> Targets:
+    """Finds the site of the targets."""
+    with _rng.preserved():
+        trace = run(GrownPlates()(model), args, {})
+    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n not in drawn}
+    names = list(sites)
+    site = (names[0] if len(names) == 1 else "obs") if given is None else given
+    if site not in sites:
+        raise ValueError(
+            f"`site` (={given!r}) must be the site of the targets, one that the model samples and "
+            f"`guide` does not: {names}"
+        )
+    return Targets(site, sites[site])
+
+
+def _inputs(x: Any, batch_size: int | None, dtype: torch.dtype) -> Iterator[Any]:
+    """Batches of inputs as a model takes them."""
+    if isinstance(x, DataLoader):
+        if batch_size is not None:
+            batches(x, batch_size)  # says what is wrong
+        for batch in x:
+            if isinstance(batch, Mapping):
+                yield batch["x"]
+            else:
+                yield batch[0] if isinstance(batch, (tuple, list)) else batch
+        return
+    if not isinstance(x, (Tensor, np.ndarray, tuple, dict)):
+        raise TypeError(
+            f"`x` (={type(x).__name__}) must be a tensor or an array, a tuple or dictionary of "
+            "them for a network with several inputs, or a DataLoader"
+        )
+    for (batch,) in batches((x,), batch_size, shuffle=False, dtype=dtype, name="x").epoch():
+        yield batch
+
+
+def _device_and_dtype(model: Any, guide: Any) -> tuple[torch.device, torch.dtype]:
+    """Those of the weights."""
+    modules = [m for m in (guide, *referred_modules(model, nn.Module)) if isinstance(m, nn.Module)]
+    own = [t for m in modules for t in itertools.chain(m.parameters(), m.buffers())]
+    given = [*guide.values()] if isinstance(guide, Mapping) else []
+    like = next((t for t in (*own, *given) if t.is_floating_point()), torch.empty(()))
+    return like.device, like.dtype

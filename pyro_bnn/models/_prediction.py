@@ -1,0 +1,134 @@
+"""What is predicted for a set of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLAGS = ("is_discrete", "has_classes")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    r"""The posterior predictive distribution of the targets of each row.
+
+    .. math:: p(y_n \mid x_n, D) \approx \frac1S \sum_s p(y_n \mid x_n, w_s), \quad w_s \sim q
+
+    Each draw :math:`w_s` of the weights is one network for all rows, so that the first dimension of
+    ``samples`` is one of coherent functions (with the noise of the observations).
+
+    Attributes:
+        mean: of classes, their probabilities, in the last dimension; of two classes or labels, the
+            probability of 1; of other targets, the mean.
+        stddev: standard deviation of the target (of classes, of being each of them).
+        samples: a target for each draw and row, with the noise of the observations. Classes are
+            indices.
+        total: of classes, the entropy :math:`H` of the prediction in nats,
+            :math:`H(\frac1S \sum_s p_s)`; of other targets, its variance.
+        aleatoric: what would remain if the weights were known: the expected entropy
+            :math:`\frac1S \sum_s H(p_s)`, or the mean of the variances.
+        epistemic: what is due to not knowing them: the mutual information of target and weights, or
+            the variance of the means. ``total = aleatoric + epistemic``.
+
+    Means and variances are exact for these draws where the distribution of the targets has them,
+    and estimated from 100 samples of each elsewhere.
+    """
+
+    mean: Tensor
+    stddev: Tensor
+    samples: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    is_discrete: bool = field(default=False, repr=False)  #: whether targets are numbers of a grid
+    has_classes: bool = field(default=False, repr=False)  #: whether they are one of several classes
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def quantiles(self, probs: float | Sequence[float] | Tensor) -> Tensor:
+        """Quantiles of the targets, those of ``samples``: with the noise of the observations.
+
+        Args:
+            probs: one probability or several.
+
+        Returns:
+            The quantiles of each row, with those of several probabilities in the first dimension.
+
+        Raises:
+            ValueError: if ``probs`` are not between 0 and 1, or the targets are classes without an
+                order.
+
+        Example:
+            >>> from pyro_bnn import BNN, fit, likelihoods, predict
+            >>> model = BNN(torch.nn.Linear(2, 1), likelihoods.Normal(0.1))
+            >>> x, guide = torch.ones(7, 2), AutoLRT(model)
+            >>> history = fit(model, guide, (x, torch.ones(7)), epochs=10)
+            >>> predict(model, guide, x).quantiles([0.05, 0.95]).shape
+            torch.Size([2, 7])
+        """
+        given = torch.as_tensor(probs, dtype=torch.double)
+        if given.dim() > 1 or not bool(((given >= 0) & (given <= 1)).all()):
+            raise ValueError(f"`probs` (={probs}) must be probabilities, between 0 and 1")
+        if self.has_classes:
+            raise ValueError(
+                "`quantiles` need targets with an order, but these are classes: `mean` has their "
+                "probabilities"
+            )
+        ordered = self.samples.sort(0).values
+        place = given.to(ordered.device) * (len(ordered) - 1)
+        if self.is_discrete:
+            return ordered[place.round().long()]
+        low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
+        part = (place - place.floor()).to(ordered).reshape(-1, *[1] * (ordered.dim() - 1))
+        return torch.lerp(low, high, part if given.dim() else part.squeeze(0))
+
+
+def joined(parts: list[Prediction]) -> Prediction:
+    """The prediction for the rows of all parts."""
+    first = parts[0]
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(first) if f.name not in _FLAGS):
+        values[name] = torch.cat([getattr(part, name) for part in parts], int(name == "samples"))
+    return replace(first, **values)
+
+
+def of_classes(probs: Tensor, samples: Tensor, *, ordered: bool) -> Prediction:
+    """From the probabilities of classes under each draw."""
+    mean = probs.mean(0)
+    total = torch.special.entr(mean).sum(-1)
+    return _of_entropies(mean, samples, total, torch.special.entr(probs).sum(-1), not ordered)
+
+
+def of_labels(probs: Tensor, samples: Tensor) -> Prediction:
+    """From the probability of 1 under each draw."""
+    mean = probs.mean(0)
+    entropy = lambda p: torch.special.entr(p) + torch.special.entr(1 - p)
+    return _of_entropies(mean, samples, entropy(mean), entropy(probs), False)
+
+
+def of_numbers(
+    means: Tensor, variances: Tensor, samples: Tensor, *, is_discrete: bool, error: float = 0.0
+) -> Prediction:
+    """From the mean and variance under each draw.
+
+    Args:
+        error: squared standard error of the means, in units of the variances.
+    """
+    aleatoric = variances.mean(0)
+    epistemic = (means.var(0, correction=0) - error * aleatoric).clamp(min=0)
+    total = aleatoric + epistemic
+    mean = means.mean(0)
+    return Prediction(mean, total.sqrt(), samples, total, aleatoric, epistemic, is_discrete)
+
+
+def _of_entropies(
+    mean: Tensor, samples: Tensor, total: Tensor, entropies: Tensor, has_classes: bool
+) -> Prediction:
+    epistemic = (total - entropies.mean(0)).clamp(min=0)  # as it is, but for rounding
+    stddev = (mean * (1 - mean)).sqrt()
+    return Prediction(mean, stddev, samples, total, total - epistemic, epistemic, True, has_classes)

@@ -1,0 +1,99 @@
+"""What the distribution of a model's targets predicts, beside the other sites of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import OrderedLogistic
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical
+
+from ._prediction import Prediction, of_classes, of_labels, of_numbers
+from ._rows import innermost
+
+_NUM_INNER = 100  # samples for the moments that a distribution has no formula for
+
+
+class Targets(Messenger):
+    """Adds moments, samples and densities of the targets' distribution to the sites of a run.
+
+    Args:
+        site: name of the targets.
+        example: the site in a run; if it is observed there, densities are wanted, too.
+    """
+
+    def __init__(self, site: str, example: Any) -> None:
+        super().__init__()
+        self.site = site
+        base = innermost(example["fn"])
+        self.kind = type(base) if isinstance(base, (Categorical, Bernoulli)) else None
+        self.is_observed = example["is_observed"]
+        self.is_discrete = example["fn"].support.is_discrete
+        self.is_estimated = False
+        self.observed: Tensor | None = None
+        self._found: dict[str, Tensor] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The sites that are added."""
+        moments = ["probs"] if self.kind is not None else ["mean", "variance", "sample"]
+        return [self._name(key) for key in (*moments, *["log_prob"] * self.is_observed)]
+
+    def prediction(self, values: dict[str, Tensor]) -> Prediction:
+        """From the sites that were added, with the draws in the first dimension."""
+        value = lambda key: values[self._name(key)]
+        if self.kind is None:
+            parts = (value("mean"), value("variance"), value("sample"))
+            error = 1 / _NUM_INNER if self.is_estimated else 0.0
+            return of_numbers(*parts, is_discrete=self.is_discrete, error=error)
+        probs = value("probs")
+        if issubclass(self.kind, Bernoulli):
+            return of_labels(probs, torch.bernoulli(probs))
+        samples = Categorical(probs, validate_args=False).sample()
+        return of_classes(probs, samples, ordered=issubclass(self.kind, OrderedLogistic))
+
+    def log_prob(self, values: dict[str, Tensor]) -> Tensor:
+        """The log density of each row under each draw."""
+        return values[self._name("log_prob")]
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
+        result = super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            for key, value in self._found.items():
+                pyro.deterministic(self._name(key), value, event_dim=0)
+        self._found = {}
+        return result
+
+    def _name(self, key: str) -> str:
+        return f"_{self.site}.{key}"
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.site:
+            return
+        fn = msg["fn"]
+        if self.kind is not None:
+            probs = innermost(fn).probs
+            self._found = {"probs": probs}
+            # Drawn later, since some of these have no rule for `torch.vmap`.
+            sample = torch.zeros(fn.shape(), device=probs.device)
+        else:
+            sample = fn.sample()
+            mean, variance, self.is_estimated = _moments(fn)
+            self._found = {"mean": mean, "variance": variance, "sample": sample}
+        if msg["is_observed"]:
+            self.observed = msg["value"]
+            self._found["log_prob"] = fn.log_prob(msg["value"])
+        elif msg["value"] is None:
+            msg["value"] = sample
+
+
+def _moments(fn: Any) -> tuple[Tensor, Tensor, bool]:
+    """Mean and variance, and whether they are estimated."""
+    try:
+        return fn.mean, fn.variance, False
+    except NotImplementedError:
+        samples = fn.sample((_NUM_INNER,))
+        return samples.mean(0), samples.var(0), True
