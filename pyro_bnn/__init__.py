@@ -10,9 +10,10 @@ from . import (
     nn,
     posteriors,
     priors,
+    scores,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
-from .models import BNN, fit, predict, resume, save
+from .models import BNN, evaluate, fit, predict, resume, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "compat",
     "distributions",
     "estimators",
+    "evaluate",
     "fit",
     "guides",
     "infer",
@@ -33,6 +35,7 @@ __all__ = [
     "pruning_masks",
     "resume",
     "save",
+    "scores",
     "summary",
     "to_deterministic",
 ]

@@ -2,10 +2,11 @@
 
 from ._bnn import BNN
 from ._checkpoint import resume, save
+from ._evaluate import evaluate
 from ._fit import fit
 from ._history import History
 from ._predict import predict
 from ._prediction import Prediction
 from ._run import Run
 
-__all__ = ["BNN", "History", "Prediction", "Run", "fit", "predict", "resume", "save"]
+__all__ = ["BNN", "History", "Prediction", "Run", "evaluate", "fit", "predict", "resume", "save"]

@@ -23,6 +23,8 @@ from ._held_out import evaluating
 from ._prediction import Prediction, joined
 from ._targets import Targets
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  #: positional and keyword arguments of a model
+
 
 def predict(
     model: Callable[..., Any],
@@ -72,9 +74,12 @@ def predict(
         (torch.Size([5, 3]), torch.Size([10, 5]), torch.Size([5]))
     """
     draws = Draws(guide, num_samples)
-    device, dtype = _device_and_dtype(model, guide)
-    inputs = ((map_tensors(lambda t: t.to(device), v),) for v in _inputs(x, batch_size, dtype))
-    parts = [part for part, *_ in predictions(model, draws, inputs, site, parallel)]
+    device, dtype = device_and_dtype(model, guide)
+    inputs = _inputs(x, batch_size, dtype)
+    calls: Iterator[Call] = (
+        ((map_tensors(lambda t: t.to(device), batch),), {}) for batch in inputs
+    )
+    parts = [part for part, *_ in predictions(model, draws, calls, site, parallel)]
     if not parts:
         raise ValueError("`x` is a DataLoader without batches: give it data")
     return joined(parts)
@@ -84,32 +89,35 @@ def predict(
 def predictions(
     model: Callable[..., Any],
     draws: Draws,
-    batches: Iterable[tuple[Any, ...]],
+    calls: Iterable[Call],
     site: str | None = None,
     parallel: bool | None = None,
 ) -> Iterator[tuple[Prediction, Targets, dict[str, Tensor]]]:
-    """The prediction for each batch of a model's arguments, and what it is made of."""
+    """The prediction for each call of a model with its arguments, and what it is made of."""
     modules = [*referred_modules(model, nn.Module), draws.guide]
     targets = None
-    for args in batches:
+    for args, kwargs in calls:
         with PYRO, evaluating(*modules), unchanged_buffers():
-            draws.prepare(args, {})
+            draws.prepare(args, kwargs)
             if targets is None:
-                targets = _targets(model, draws.names, site, args)
+                targets = _targets(model, draws.names, site, args, kwargs)
+            targets.observed = None
             parts = []
-            for samples in draws.chunks(args, {}):
+            for samples in draws.chunks(args, kwargs):
                 predictive = Predictive(
                     targets(model), samples, return_sites=targets.names, parallel=parallel
                 )
-                parts.append(predictive(*args))
+                parts.append(predictive(*args, **kwargs))
         values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         yield targets.prediction(values), targets, values
 
 
-def _targets(model: Callable[..., Any], drawn: list[str], given: str | None, args: Any) -> Targets:
+def _targets(
+    model: Callable[..., Any], drawn: list[str], given: str | None, args: Any, kwargs: Any
+) -> Targets:
     """Finds the site of the targets."""
     with _rng.preserved():
-        trace = run(GrownPlates()(model), args, {})
+        trace = run(GrownPlates()(model), args, kwargs)
     sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and n not in drawn}
     names = list(sites)
     site = (names[0] if len(names) == 1 else "obs") if given is None else given
@@ -141,7 +149,7 @@ def _inputs(x: Any, batch_size: int | None, dtype: torch.dtype) -> Iterator[Any]
         yield batch
 
 
-def _device_and_dtype(model: Any, guide: Any) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: Any, guide: Any) -> tuple[torch.device, torch.dtype]:
     """Those of the weights."""
     modules = [m for m in (guide, *referred_modules(model, nn.Module)) if isinstance(m, nn.Module)]
     own = [t for m in modules for t in itertools.chain(m.parameters(), m.buffers())]

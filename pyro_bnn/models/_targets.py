@@ -84,7 +84,8 @@ class Targets(Messenger):
             mean, variance, self.is_estimated = _moments(fn)
             self._found = {"mean": mean, "variance": variance, "sample": sample}
         if msg["is_observed"]:
-            self.observed = msg["value"]
+            if self.observed is None:  # in the first run, which is not vectorised
+                self.observed = msg["value"]
             self._found["log_prob"] = fn.log_prob(msg["value"])
         elif msg["value"] is None:
             msg["value"] = sample
