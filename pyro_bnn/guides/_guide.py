@@ -28,6 +28,7 @@ from ..posteriors._posterior import all_positive
 from ..posteriors._together import distributions
 from ._dry_run import dry_run
 from ._initialization import checked_state, default_scale, init_to_network, init_to_state
+from ._late import check_no_ddp, watched
 from ._saving import SavedWhole
 from ._sites import (
     is_handled,
@@ -239,7 +240,8 @@ class AutoPosterior(SavedWhole, AutoGuide):
         if not self.allow_nan and not torch.jit.is_tracing():
             self._check_nan(args, kwargs)
         if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
+            with watched(self):
+                self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         prototype: Any = self.prototype_trace
         sites = dict(prototype.iter_stochastic_nodes())
@@ -322,6 +324,7 @@ class AutoPosterior(SavedWhole, AutoGuide):
                 f"further sites, {list(new)}, whose parameters no optimizer would have: call the "
                 "guide once, then `parameter_groups`"
             )
+        check_no_ddp(self, new)
         for name in sites.keys() - new.keys():
             self[name].adapt(sites[name]["fn"])
         for name, posterior in new.items():

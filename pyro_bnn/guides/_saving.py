@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._validation import size_mismatch
 from ..posteriors import ConstrainedPosterior, Posterior
+from ._late import check_no_ddp, watched
 
 _EXTRA = "_extra_state"
 _SITES = "posteriors."
@@ -64,8 +65,10 @@ class SavedWhole:
                 del state_dict[key]
             state_dict.update(_own_state(self, prefix))  # which the posteriors take next
             return
-        for name, posterior in load.new.items():
-            self._attach(name, posterior)
+        check_no_ddp(self, load.new)
+        with watched(self):
+            for name, posterior in load.new.items():
+                self._attach(name, posterior)
         start = prefix + "posteriors."
         self._is_loaded = self._is_loaded or any(key.startswith(start) for key in state_dict)
         super()._load_from_state_dict(  # type: ignore[misc]
