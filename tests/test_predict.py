@@ -103,6 +103,7 @@ def test_classes(name):
     probs = probs_of(f)
     mean = probs.mean(0)
     torch.testing.assert_close(prediction.mean, mean[..., 1] if name == "Bernoulli" else mean)
+    torch.testing.assert_close(prediction.probs, mean)
     torch.testing.assert_close(prediction.total, entropy(mean))
     torch.testing.assert_close(prediction.aleatoric, entropy(probs).mean(0))
     torch.testing.assert_close(prediction.epistemic, entropy(mean) - entropy(probs).mean(0))
@@ -199,6 +200,8 @@ def test_quantiles():
     model, samples, _ = linear(likelihoods.Poisson(), 1, 40)
     counts = predict(model, samples, X).quantiles([0.1, 0.5, 0.9])
     assert (counts == counts.round()).all()
+    with pytest.raises(ValueError, match="the targets are counts, which have no `probs`"):
+        predict(model, samples, X).probs  # noqa: B018
     assert (counts.diff(dim=0) >= 0).all()
 
 

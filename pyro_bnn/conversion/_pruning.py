@@ -70,7 +70,8 @@ def pruning_masks(
     """
     if not 0 <= threshold < math.inf:
         raise ValueError(f"`threshold` (={threshold}) must be finite and not negative")
-    return {name: q.signal_to_noise() > threshold for name, q in _weights(guide, sites).items()}
+    found = weight_posteriors(guide, sites)
+    return {name: q.signal_to_noise() > threshold for name, q in found.items()}
 
 
 @torch.no_grad()
@@ -119,7 +120,7 @@ def prune(
     if fraction is None:
         masks = pruning_masks(guide, 0.83 if threshold is None else threshold, sites=sites)
     else:
-        masks = _masks_of_fraction(_weights(guide, sites), fraction)
+        masks = _masks_of_fraction(weight_posteriors(guide, sites), fraction)
     for name, kept in masks.items():  # all of them, before one of them changes
         _check_mask(guide, name, kept)
     for name, kept in masks.items():
@@ -148,7 +149,8 @@ def _masks_of_fraction(weights: dict[str, Posterior], fraction: float) -> dict[s
     }
 
 
-def _weights(guide: AutoPosterior, sites: str | Collection[str]) -> dict[str, Posterior]:
+def weight_posteriors(guide: AutoPosterior, sites: str | Collection[str]) -> dict[str, Posterior]:
+    """The posteriors of a network's weights, at all sites that a name or pattern fits."""
     if not isinstance(guide, AutoPosterior):
         raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
     found = {n: guide[n] for n in guide if not isinstance(guide[n], ConstrainedPosterior)}

@@ -13,7 +13,7 @@ from .. import scores
 from ._batches import arguments, batches, map_tensors
 from ._draws import Draws
 from ._predict import Call, device_and_dtype, predictions
-from ._prediction import Prediction
+from ._prediction import CLASSES, Prediction
 
 _LEVELS = torch.arange(0.05, 0.99, 0.05)  # of the probabilities whose frequencies are compared
 
@@ -91,10 +91,10 @@ def evaluate(
             )
         density = targets.log_prob(values).logsumexp(0) - math.log(draws.num_samples)
         found = {"log_density": density}
-        if targets.kind is None:
-            found |= _of_numbers(prediction, targets.observed, interval)
-        else:
+        if targets.kind in CLASSES:
             found |= _of_classes(prediction, targets.observed)
+        else:
+            found |= _of_numbers(prediction, targets.observed, interval)
         rows.append(found)
     if not rows:
         raise ValueError("`data` is a DataLoader without batches: give it data")
@@ -109,9 +109,7 @@ def _checked(call: Call) -> Call:
 
 
 def _of_classes(prediction: Prediction, y: Tensor) -> dict[str, Tensor]:
-    probs = prediction.mean
-    if probs.dim() == y.dim():  # of the label 1 alone
-        probs = torch.stack([1 - probs, probs], -1)
+    probs = prediction.probs
     confidence, predicted = probs.max(-1)
     correct = predicted == y
     return {"accuracy": correct, "brier": scores.brier(probs, y), "confidence": confidence}

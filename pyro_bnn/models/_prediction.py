@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_FLAGS = ("is_discrete", "has_classes")
+CLASSES = ("classes", "ranks", "labels")  # whose predictions are probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,8 @@ class Prediction:
             :math:`\frac1S \sum_s H(p_s)`, or the mean of the variances.
         epistemic: what is due to not knowing them: the mutual information of target and weights, or
             the variance of the means. ``total = aleatoric + epistemic``.
+        kind: what the targets are: ``"classes"``, ``"ranks"``, ``"labels"`` (of 0 and 1),
+            ``"counts"`` or ``"numbers"``.
 
     Means and variances are exact for these draws where the distribution of the targets has them,
     and estimated from 100 samples of each elsewhere.
@@ -44,11 +46,23 @@ class Prediction:
     total: Tensor
     aleatoric: Tensor
     epistemic: Tensor
-    is_discrete: bool = field(default=False, repr=False)  #: whether targets are numbers of a grid
-    has_classes: bool = field(default=False, repr=False)  #: whether they are one of several classes
+    kind: str = "numbers"
 
     def __len__(self) -> int:
         return len(self.mean)
+
+    @property
+    def probs(self) -> Tensor:
+        """The probabilities of all classes, in the last dimension; of labels, those of 0 and 1.
+
+        Raises:
+            ValueError: if the targets are no classes.
+        """
+        if self.kind not in CLASSES:
+            raise ValueError(
+                f"the targets are {self.kind}, which have no `probs`: see `mean` and `quantiles`"
+            )
+        return torch.stack([1 - self.mean, self.mean], -1) if self.kind == "labels" else self.mean
 
     def quantiles(self, probs: float | Sequence[float] | Tensor) -> Tensor:
         """Quantiles of the targets, those of ``samples``: with the noise of the observations.
@@ -74,14 +88,14 @@ class Prediction:
         given = torch.as_tensor(probs, dtype=torch.double)
         if given.dim() > 1 or not bool(((given >= 0) & (given <= 1)).all()):
             raise ValueError(f"`probs` (={probs}) must be probabilities, between 0 and 1")
-        if self.has_classes:
+        if self.kind == "classes":
             raise ValueError(
                 "`quantiles` need targets with an order, but these are classes: `mean` has their "
                 "probabilities"
             )
         ordered = self.samples.sort(0).values
         place = given.to(ordered.device) * (len(ordered) - 1)
-        if self.is_discrete:
+        if self.kind != "numbers":
             return ordered[place.round().long()]
         low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
         part = (place - place.floor()).to(ordered).reshape(-1, *[1] * (ordered.dim() - 1))
@@ -92,27 +106,27 @@ def joined(parts: list[Prediction]) -> Prediction:
     """The prediction for the rows of all parts."""
     first = parts[0]
     values: dict[str, Any] = {}
-    for name in (f.name for f in fields(first) if f.name not in _FLAGS):
+    for name in (f.name for f in fields(first) if f.name != "kind"):
         values[name] = torch.cat([getattr(part, name) for part in parts], int(name == "samples"))
     return replace(first, **values)
 
 
-def of_classes(probs: Tensor, samples: Tensor, *, ordered: bool) -> Prediction:
+def of_classes(probs: Tensor, samples: Tensor, kind: str) -> Prediction:
     """From the probabilities of classes under each draw."""
     mean = probs.mean(0)
     total = torch.special.entr(mean).sum(-1)
-    return _of_entropies(mean, samples, total, torch.special.entr(probs).sum(-1), not ordered)
+    return _of_entropies(mean, samples, total, torch.special.entr(probs).sum(-1), kind)
 
 
 def of_labels(probs: Tensor, samples: Tensor) -> Prediction:
     """From the probability of 1 under each draw."""
     mean = probs.mean(0)
     entropy = lambda p: torch.special.entr(p) + torch.special.entr(1 - p)
-    return _of_entropies(mean, samples, entropy(mean), entropy(probs), False)
+    return _of_entropies(mean, samples, entropy(mean), entropy(probs), "labels")
 
 
 def of_numbers(
-    means: Tensor, variances: Tensor, samples: Tensor, *, is_discrete: bool, error: float = 0.0
+    means: Tensor, variances: Tensor, samples: Tensor, kind: str, *, error: float = 0.0
 ) -> Prediction:
     """From the mean and variance under each draw.
 
@@ -123,12 +137,12 @@ def of_numbers(
     epistemic = (means.var(0, correction=0) - error * aleatoric).clamp(min=0)
     total = aleatoric + epistemic
     mean = means.mean(0)
-    return Prediction(mean, total.sqrt(), samples, total, aleatoric, epistemic, is_discrete)
+    return Prediction(mean, total.sqrt(), samples, total, aleatoric, epistemic, kind)
 
 
 def _of_entropies(
-    mean: Tensor, samples: Tensor, total: Tensor, entropies: Tensor, has_classes: bool
+    mean: Tensor, samples: Tensor, total: Tensor, entropies: Tensor, kind: str
 ) -> Prediction:
     epistemic = (total - entropies.mean(0)).clamp(min=0)  # as it is, but for rounding
     stddev = (mean * (1 - mean)).sqrt()
-    return Prediction(mean, stddev, samples, total, total - epistemic, epistemic, True, has_classes)
+    return Prediction(mean, stddev, samples, total, total - epistemic, epistemic, kind)

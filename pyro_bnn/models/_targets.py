@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
-from ._prediction import Prediction, of_classes, of_labels, of_numbers
+from ._prediction import CLASSES, Prediction, of_classes, of_labels, of_numbers
 from ._rows import innermost
 
 _NUM_INNER = 100  # samples for the moments that a distribution has no formula for
@@ -28,10 +28,8 @@ class Targets(Messenger):
     def __init__(self, site: str, example: Any) -> None:
         super().__init__()
         self.site = site
-        base = innermost(example["fn"])
-        self.kind = type(base) if isinstance(base, (Categorical, Bernoulli)) else None
+        self.kind = _kind(example["fn"])
         self.is_observed = example["is_observed"]
-        self.is_discrete = example["fn"].support.is_discrete
         self.is_estimated = False
         self.observed: Tensor | None = None
         self._found: dict[str, Tensor] = {}
@@ -39,21 +37,19 @@ class Targets(Messenger):
     @property
     def names(self) -> list[str]:
         """The sites that are added."""
-        moments = ["probs"] if self.kind is not None else ["mean", "variance", "sample"]
+        moments = ["probs"] if self.kind in CLASSES else ["mean", "variance", "sample"]
         return [self._name(key) for key in (*moments, *["log_prob"] * self.is_observed)]
 
     def prediction(self, values: dict[str, Tensor]) -> Prediction:
         """From the sites that were added, with the draws in the first dimension."""
         value = lambda key: values[self._name(key)]
-        if self.kind is None:
+        if self.kind not in CLASSES:
             parts = (value("mean"), value("variance"), value("sample"))
-            error = 1 / _NUM_INNER if self.is_estimated else 0.0
-            return of_numbers(*parts, is_discrete=self.is_discrete, error=error)
+            return of_numbers(*parts, self.kind, error=1 / _NUM_INNER if self.is_estimated else 0.0)
         probs = value("probs")
-        if issubclass(self.kind, Bernoulli):
+        if self.kind == "labels":
             return of_labels(probs, torch.bernoulli(probs))
-        samples = Categorical(probs, validate_args=False).sample()
-        return of_classes(probs, samples, ordered=issubclass(self.kind, OrderedLogistic))
+        return of_classes(probs, Categorical(probs, validate_args=False).sample(), self.kind)
 
     def log_prob(self, values: dict[str, Tensor]) -> Tensor:
         """The log density of each row under each draw."""
@@ -74,7 +70,7 @@ class Targets(Messenger):
         if msg["name"] != self.site:
             return
         fn = msg["fn"]
-        if self.kind is not None:
+        if self.kind in CLASSES:
             probs = innermost(fn).probs
             self._found = {"probs": probs}
             # Drawn later, since some of these have no rule for `torch.vmap`.
@@ -89,6 +85,16 @@ class Targets(Messenger):
             self._found["log_prob"] = fn.log_prob(msg["value"])
         elif msg["value"] is None:
             msg["value"] = sample
+
+
+def _kind(fn: Any) -> str:
+    """What is drawn from a distribution."""
+    base = innermost(fn)
+    if isinstance(base, Categorical):
+        return "ranks" if isinstance(base, OrderedLogistic) else "classes"
+    if isinstance(base, Bernoulli):
+        return "labels"
+    return "counts" if fn.support.is_discrete else "numbers"
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor, bool]:
