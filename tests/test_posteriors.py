@@ -10,6 +10,7 @@ import torch
 from kinds import POSTERIORS
 from models import within
 from pyro.distributions import constraints
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import pyro_bnn.posteriors
 from pyro_bnn.estimators import Flipout
@@ -87,6 +88,28 @@ def test_every_parameter_gets_a_gradient_also_on_the_second_pass(row):
         for name, parameter in posterior.named_parameters():
             assert torch.isfinite(parameter.grad).all(), name
             assert (parameter.grad != 0).all(), name
+
+
+@ROWS
+def test_parameters_are_vectors_in_memory(row):
+    loc = torch.rand(2, 3, dtype=torch.double).t() + 0.5
+    posterior = row.make(loc, torch.rand(2, 3, dtype=torch.double).t() + 0.1)
+    start = parameters_to_vector(posterior.parameters())
+    vector_to_parameters(start + 1, posterior.parameters())
+    torch.testing.assert_close(parameters_to_vector(posterior.parameters()), start + 1)
+    vector_to_parameters(start, posterior.parameters())
+    optimizer = torch.optim.LBFGS(posterior.parameters(), line_search_fn="strong_wolfe")
+    target = torch.linspace(0.5, 2.0, 6, dtype=torch.double).view(3, 2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -posterior.distribution().log_prob(target)
+        loss.backward()
+        return loss
+
+    before = closure().item()
+    optimizer.step(closure)
+    assert closure().item() < before - 1
 
 
 @ROWS

@@ -10,7 +10,7 @@ from pyro.nn.module import _PyroModuleMeta
 from torch import nn
 
 from .. import nn as layers
-from ..nn._layer import BayesianLayer
+from ..nn._layer import BayesianLayer, show_arguments
 
 _MADE: dict[tuple[str, type], Any] = {}
 
@@ -47,20 +47,61 @@ def pyro_class(cls: Any) -> Any:
     """The subclass of a module's class that Pyro can handle, with deterministic parameters."""
     if issubclass(cls, nn.Sequential):
         return _made("Pyro", cls, (_Slices,))
+    return _pyros(cls)
+
+
+def _pyros(cls: Any) -> Any:
+    """``PyroModule[cls]``, also of a class of which Pyro can make or copy none."""
+    cache = _PyroModuleMeta._pyro_mixin_cache
+    if cls not in cache and not issubclass(cls, PyroModule) and _is_beyond_pyro(cls):
+        bases = tuple(_pyros(base) for base in cls.__bases__ if issubclass(base, nn.Module))
+        # There, so that `PyroModule[...]` of this class and of those derived from it finds it.
+        cache[cls] = _subclass("Pyro", cls, (), (cls, *bases))
     return PyroModule[cls]
+
+
+def _is_beyond_pyro(cls: type) -> bool:
+    """Whether a class has another metaclass, an ``__init_subclass__``, or ``__slots__``."""
+    own = {name for c in cls.__mro__[:-1] for name in vars(c)}
+    return type(cls) is not type or not own.isdisjoint({"__init_subclass__", "__slots__"})
 
 
 def _made(prefix: str, cls: Any, mixins: tuple[type, ...]) -> Any:
     """A class of its own for ``cls`` with mixins, always the same."""
     if (prefix, cls) not in _MADE:
-        members = {
-            "__reduce__": _reduce,
-            "__module__": cls.__module__,
-            "_converted": (prefix, cls, mixins),
-        }
-        name = prefix + cls.__name__.removeprefix("Pyro")
-        _MADE[prefix, cls] = type(name, (*mixins, PyroModule[cls]), members)
+        made = _subclass(prefix, cls, mixins, (*mixins, _pyros(cls)))
+        if issubclass(made, BayesianLayer):
+            show_arguments(made)
+        _MADE[prefix, cls] = made
     return _MADE[prefix, cls]
+
+
+def _subclass(prefix: str, cls: Any, mixins: tuple[type, ...], bases: tuple[Any, ...]) -> Any:
+    members = {
+        "__reduce__": _reduce,
+        "__module__": cls.__module__,
+        "_converted": (prefix, cls, mixins),
+    }
+    metas = set(map(type, bases))
+    metas = {m for m in metas if not any(issubclass(n, m) for n in metas - {m})}
+    metaclass: Any = type("_Metaclass", tuple(metas), {}) if len(metas) > 1 else metas.pop()
+    name = prefix + cls.__name__.removeprefix("Pyro")
+    return metaclass(name, (_silent(), *bases), members)
+
+
+def _silent() -> type:
+    """A base that keeps what a class does to its subclasses from those that are made here.
+
+    It may want arguments, and what it sets on a class it has set on the one that is converted. A
+    new base for each, since one for all could not be in front of every class.
+    """
+
+    class Silent:
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            if "_converted" not in vars(cls):
+                super().__init_subclass__(**kwargs)
+
+    return Silent
 
 
 class _Slices:
@@ -102,5 +143,5 @@ def _reduce(self: Any) -> tuple[Any, ...]:
 
 
 def _new(prefix: str, cls: type[nn.Module], mixins: tuple[type, ...]) -> Any:
-    new = _made(prefix, cls, mixins)
+    new = _made(prefix, cls, mixins) if mixins else _pyros(cls)
     return new.__new__(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import fnmatch
 import re
 from collections import deque
@@ -72,7 +73,12 @@ def copied(net: Network, memo: dict[int, Any] | None = None) -> Network:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(net, memo)
+    new = copy.deepcopy(net, memo)
+    for module in net.modules():  # whose state, in torch, is what is in its `__dict__`
+        for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
+            if hasattr(module, name) and not hasattr(memo[id(module)], name):
+                setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
+    return new
 
 
 def full_name(path: str, key: str) -> str:

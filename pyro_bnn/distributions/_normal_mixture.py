@@ -134,7 +134,8 @@ class NormalMixture(dist.MixtureSameFamily):
             by_loc = (exponent - log_density).exp()
             by_scale = by_loc * z
             by_weight = -torch.special.ndtr(z) * (_HALF_LOG_2_PI - log_density).exp()
-        tangent = (by_loc * loc + by_scale * scale + by_weight * log_weight.exp()).sum(0)
+        terms = torch.addcmul(by_weight * log_weight.exp(), by_scale, scale)
+        tangent = torch.addcmul(terms, by_loc, loc).sum(0)
         return value + (tangent - tangent.detach())
 
     def cdf(self, value: Tensor) -> Tensor:

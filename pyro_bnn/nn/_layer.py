@@ -36,20 +36,9 @@ class BayesianLayer:
         super().__init__(*args, **kwargs)
         self._sample_parameters(prior, bias_prior)
 
-    def __init_subclass__(cls, without: tuple[str, ...] = ()) -> None:
-        """Shows the arguments of torch's layer, and the priors, as those of the class."""
-        super().__init_subclass__()
-        inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-        parameters: dict[str, inspect.Parameter] = {}
-        for init in inits:
-            own = inspect.signature(init).parameters
-            parameters = {**own, **parameters}
-            if "kwargs" not in own:
-                break
-        left_out = {"self", "args", "kwargs", "mode", "_weight", "_freeze", *without}
-        shown = [p for name, p in parameters.items() if name not in left_out]
-        shown.sort(key=lambda p: p.kind)
-        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    def __init_subclass__(cls, without: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        show_arguments(cls, without)
 
     def _sample_parameters(
         self: Any, prior: Distribution | Rule | None, bias_prior: Distribution | Rule | None
@@ -93,6 +82,34 @@ class BayesianLayer:
     def _fan_in(self, weight: Tensor) -> int:
         """The number of inputs that an output sums over."""
         return weight.shape[1:].numel()
+
+
+def show_arguments(cls: Any, without: tuple[str, ...] = ()) -> None:
+    """Shows what a class takes or passes on, torch's arguments and the priors, as its signature."""
+    left_out = {"mode", "_weight", "_freeze", *without}
+    shown: dict[str, inspect.Parameter] = {}
+    by_keyword = False  # from here on, arguments have no place of their own
+    for init in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
+        try:
+            own = list(inspect.signature(init).parameters.values())[1:]
+        except (TypeError, ValueError):  # a builtin
+            break
+        for p in own:
+            if p.kind in _VARIABLE or p.name in left_out or p.name in shown:
+                continue
+            if p.kind is not p.KEYWORD_ONLY:
+                placed = [q for q in shown.values() if q.kind is not q.KEYWORD_ONLY]
+                follows = p.default is p.empty and any(q.default is not q.empty for q in placed)
+                by_keyword = by_keyword or follows
+            shown[p.name] = p.replace(kind=p.KEYWORD_ONLY) if by_keyword else p
+        kinds = {p.kind for p in own}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+        by_keyword = by_keyword or inspect.Parameter.VAR_POSITIONAL not in kinds
+    cls.__signature__ = inspect.Signature(sorted(shown.values(), key=lambda p: p.kind))
+
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class SitePrior:

@@ -58,8 +58,7 @@ class MixturePosterior(Posterior):
         offset = steps.view(-1, *(1,) * loc.dim()).expand(size, *loc.shape)
 
         def parameter(values: Tensor, constraint: constraints.Constraint) -> PyroParam:
-            # In memory, components come first: sums over them are far faster that way.
-            return PyroParam(values.contiguous().movedim(0, -1), constraint, self.event_dim + 1)
+            return PyroParam(values.movedim(0, -1).contiguous(), constraint, self.event_dim + 1)
 
         self.logits = parameter(torch.zeros_like(offset), constraints.real)
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
@@ -67,9 +66,13 @@ class MixturePosterior(Posterior):
         self.scale = parameter(scale.expand_as(offset), constraints.softplus_positive)
 
     def base(self) -> dist.TorchDistribution:
-        scale = self._read("scale")
-        loc = torch.addcmul(self._read("loc").unsqueeze(-1), scale, self._read("offset"))
-        return trusted_mixture(self._read("logits"), loc, scale)
+        logits, offset, scale = map(self._components, ("logits", "offset", "scale"))
+        loc = torch.addcmul(self._read("loc").unsqueeze(-1), scale, offset)
+        return trusted_mixture(logits, loc, scale)
+
+    def _components(self, name: str) -> Tensor:
+        """A parameter with its components in front in memory: sums over them are far faster."""
+        return self._read(name).movedim(-1, 0).contiguous().movedim(0, -1)
 
     def median(self) -> Tensor:
         return self.quantiles(torch.tensor(0.5))
