@@ -45,10 +45,16 @@ def test_every_public_name_has_a_docstring(package, name, value):
 @pytest.mark.parametrize("page", ["README.md"])
 def test_code_on_the_front_page_runs(page):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         scope: dict = {}
         exec(block, scope)
+        if "prediction" in scope:
+            prediction, x = scope["prediction"], torch.linspace(-2, 2, 301)
+            error = (prediction.mean - (3 * x).sin())[abs(x) < 1].square().mean().sqrt()
+            assert error < 0.3
+            epistemic = prediction.epistemic
+            assert epistemic[abs(x) > 1.5].mean() > epistemic[abs(x) < 1].mean()
         if "band" in scope:
             error = (scope["mean"] - scope["y"]).square().mean().sqrt()
             assert error < 0.3
