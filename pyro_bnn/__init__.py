@@ -14,7 +14,7 @@ from . import (
     scores,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
-from .models import BNN, evaluate, fit, predict, resume, save
+from .models import BNN, evaluate, fit, predict, refit_last_layer, resume, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "priors",
     "prune",
     "pruning_masks",
+    "refit_last_layer",
     "resume",
     "save",
     "scores",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_bnn import priors
-from pyro_bnn.distributions import HierarchicalNormal, NormalMixture, Radial
+from pyro_bnn.distributions import FullNormal, HierarchicalNormal, NormalMixture, Radial
 from pyro_bnn.guides import (
     AutoFlipout,
     AutoLRT,
@@ -37,6 +37,7 @@ from pyro_bnn.nn import (
 )
 from pyro_bnn.posteriors import (
     ConstrainedPosterior,
+    FullNormalPosterior,
     MixturePosterior,
     NormalPosterior,
     RadialPosterior,
@@ -178,6 +179,7 @@ POSTERIORS = [
     Posterior(NormalPosterior),
     Posterior(RadialPosterior),
     Posterior(MixturePosterior),
+    Posterior(FullNormalPosterior),
     Posterior(partial(ConstrainedPosterior, support=dist.constraints.positive)),
 ]
 
@@ -190,6 +192,11 @@ PRIORS = {
 }
 
 DISTRIBUTIONS = {
+    "FullNormal": lambda dtype: FullNormal(
+        torch.linspace(-1, 1, 6, dtype=dtype).view(2, 3),
+        torch.tensor([[0.5, 0, 0], [0.2, 0.3, 0], [-0.4, 0.1, 0.8]], dtype=dtype),
+        event_dim=1,
+    ),
     "Radial": lambda dtype: Radial(
         torch.linspace(-1, 1, 6, dtype=dtype).view(2, 3),
         torch.linspace(0.5, 1.5, 6, dtype=dtype).view(2, 3),

@@ -5,8 +5,20 @@ from ._checkpoint import resume, save
 from ._evaluate import evaluate
 from ._fit import fit
 from ._history import History
+from ._last_layer import refit_last_layer
 from ._predict import predict
 from ._prediction import Prediction
 from ._run import Run
 
-__all__ = ["BNN", "History", "Prediction", "Run", "evaluate", "fit", "predict", "resume", "save"]
+__all__ = [
+    "BNN",
+    "History",
+    "Prediction",
+    "Run",
+    "evaluate",
+    "fit",
+    "predict",
+    "refit_last_layer",
+    "resume",
+    "save",
+]
