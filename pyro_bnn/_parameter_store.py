@@ -13,8 +13,12 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context, _make_name
 from pyro.params.param_store import param_with_module_name
+from pyro.poutine.runtime import _PYRO_STACK  # no function tells what is in it
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from ._recomputation import Call, is_recomputing, is_recorded, recalled
 
 ROOT = "_root_of_parameters"  # an attribute
 # Parameters that some module has put into the store, as opposed to loaded ones.
@@ -33,6 +37,8 @@ class OwnParameters(_Context):
     def __init__(self) -> None:
         super().__init__()
         self._root: Callable[[], PyroModule | None] = _nothing
+        self._calls: list[Call] = []
+        self._call: Call | None = None  # the last of them
 
     @property
     def root(self) -> PyroModule | None:
@@ -42,7 +48,39 @@ class OwnParameters(_Context):
     def __enter__(self) -> None:
         if not self.active:
             self.claim()
+            self._call = None
         super().__enter__()
+
+    def get(self, name: str) -> Tensor | None:
+        value = super().get(name)
+        # Outside of the handlers that gave it, unless they are recomputed, too.
+        if value is None and is_recomputing() and not any(map(_traces_samples, _PYRO_STACK)):
+            value = self._computed(name)
+            value = recalled(self._calls, name) if value is None else value
+            if value is None:
+                raise ValueError(
+                    f"the activations of a network are recomputed, and the value of `{name}` is no "
+                    "longer known: train by `SVI`, `TraceKL_ELBO` or `pyro_bnn.compat.Standalone`"
+                )
+        return value
+
+    def set(self, name: str, value: Tensor) -> None:
+        super().set(name, value)
+        if is_recorded():
+            if self._call is None:
+                self._call = Call()
+                self._calls = [call for call in self._calls if call.is_alive] + [self._call]
+            self._call.add(name, value)
+
+    def _computed(self, name: str) -> Tensor | None:
+        """The value of a site that is a function of others, which is recomputed with them."""
+        key = name.rpartition(".")[2]
+        for module in () if self.root is None else self.root.modules():
+            prior = vars(module).get("_pyro_samples", {}).get(key)
+            if prior is not None and _make_name(vars(module)["_pyro_name"], key) == name:
+                value = None if hasattr(prior, "sample") else prior(module)
+                return value if isinstance(value, Tensor) else None
+        return None
 
     def claim(self, names_in_use: bool = False) -> None:
         """Puts the module's parameters into the store, maybe those only whose names it has."""
@@ -80,6 +118,11 @@ class _Root:
 
     def __reduce__(self) -> tuple:
         return copyreg.__newobj__, (_Root,), (self._ref(), self._context)  # type: ignore[attr-defined]
+
+
+def _traces_samples(handler: Any) -> bool:
+    """Unlike that of `SVI` around its backward pass, which is for parameters."""
+    return isinstance(handler, TraceMessenger) and not handler.param_only
 
 
 def _nothing() -> None:

@@ -403,7 +403,7 @@ def test_repeated_products_forget_passes_that_left_a_weight_out():
 def test_random_signs_are_fair_and_independent(shape):
     torch.manual_seed(0)
     like = torch.zeros((), dtype=torch.double)
-    signs = torch.stack([random_signs(*shape, like) for _ in range(2000)])
+    signs = torch.stack([random_signs(*shape, like)[0] for _ in range(2000)])
     assert signs.shape[1:] == shape
     assert torch.equal(signs.abs(), torch.ones_like(signs))
     # Of as many means, the largest of 50,000 is beyond 5 standard errors once in 35 trials.

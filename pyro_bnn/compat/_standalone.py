@@ -106,7 +106,10 @@ class Standalone(ReturnsKL):
         twins = self._lasting if compiles else self._twins()
         try:
             for (_, _, i, key), value in zip(sites, values, strict=True):
-                twins[i].__dict__[key] = value
+                # A plain tensor may have to be another one where activations are recomputed.
+                is_plain = type(value) is Tensor and not compiles
+                state = twins[i].__dict__
+                (state["_drawn"] if is_plain else state)[key] = value
             output = self._run(twins[-1], *args, **kwargs)
             for k in self._late:
                 _, _, i, key = sites[k]

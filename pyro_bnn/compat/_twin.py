@@ -9,6 +9,8 @@ from weakref import WeakValueDictionary
 from pyro.nn import PyroModule
 from torch import nn
 
+from .._recomputation import again
+
 _SHARED = (
     "_parameters",
     "_buffers",
@@ -94,6 +96,7 @@ class Twins:
             state.update({key: vars(module)[key] for key in _SHARED if key in vars(module)})
             state["_modules"] = module._modules | {key: twins[i] for key, i in children}
             state["_original"] = module
+            state["_drawn"] = {}
             twins.append(new)
         return self._tied(twins)
 
@@ -114,6 +117,7 @@ def _body(module: nn.Module, cls: type) -> Any:
     state = new.__dict__
     state.update(module.__dict__)
     state["_original"] = module
+    state["_drawn"] = {}
     return new
 
 
@@ -125,6 +129,8 @@ class _Twin:
 
     def __getattr__(self, name: str) -> Any:
         state = self.__dict__
+        if name in state["_drawn"]:
+            return again(state["_drawn"][name])
         for store in ("_parameters", "_buffers", "_modules"):
             if name in state[store]:
                 return state[store][name]

@@ -10,6 +10,7 @@ from pyro.distributions import Independent
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from .._recomputation import again, in_step, is_recomputing, unseen
 from ..infer._kl import add_up
 from ..posteriors import Posterior
 from ._twin import twin
@@ -89,6 +90,28 @@ class VariationalLayer(nn.Module):
         if self._given is not None:
             return self._given
         return {key: q.distribution() for key, q in self._posteriors.items()}
+
+    def _draws(self, posteriors: Mapping[str, Distribution]) -> dict[str, Tensor]:
+        """One draw of each weight; where activations are recomputed, the one that made them."""
+        if self._given is None or torch.compiler.is_compiling():
+            return {key: q.rsample() for key, q in posteriors.items()}
+        # Posteriors of a whole network are made, and some are drawn, ahead of its layers.
+        made = self.__dict__.setdefault("_made", [])
+        if not is_recomputing():
+            with unseen(), torch.set_grad_enabled(self.__dict__["_has_graph"]):
+                made.append({key: q.rsample() for key, q in posteriors.items()})
+            return made[-1]
+        if len(made) != 1:
+            raise ValueError(
+                f"a {type(self).__name__} that is called {len(made)} times in a pass of its "
+                "network, with as many draws, is in an activation checkpoint: call it in there "
+                "once, or without `WithKL`"
+            )
+        draws = made[0]
+        for key, q in posteriors.items():
+            if type(draws[key]) is Tensor:
+                in_step(draws[key], q.rsample)
+        return {key: again(value) for key, value in draws.items()}
 
     def _output(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The forward of torch's layer, with these weights."""

@@ -69,11 +69,14 @@ class WithKL(ReturnsKL):
         try:
             for body, (_, posteriors) in zip(bodies, given, strict=True):
                 body.__dict__["_given"] = posteriors  # each is made once, not again for its KL
+                # An activation checkpoint with reentrance has none at first.
+                body.__dict__["_has_graph"] = torch.is_grad_enabled()
             return net(*args, **kwargs), self._weighted(kl)
         finally:
             if bodies is layers:
                 for layer in layers:
                     layer.__dict__.pop("_given", None)
+                    layer.__dict__.pop("_has_graph", None)
 
     def _bodies(self, layers: list[VariationalLayer]) -> tuple[nn.Module, list[Any]]:
         """The network and its layers, for one call."""

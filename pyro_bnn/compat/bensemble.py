@@ -53,7 +53,7 @@ class BaseBayesianLayer(VariationalLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            values = {key: q.rsample() for key, q in self._distributions().items()}
+            values = self._draws(self._distributions())
         else:
             values = {key: q.center() for key, q in self._posteriors.items()}
         return self._output(values, x)

@@ -63,7 +63,8 @@ class Part(dist.Normal):
     def scale(self) -> Tensor:  # type: ignore[override]
         assert self.joint is not None
         own = slice(self._end - self.loc.numel(), self._end)
-        return self.joint.normal.scale[own].view(self.loc.shape)
+        with torch.enable_grad():  # it is kept, and may be asked for first where there is none
+            return self.joint.normal.scale[own].view(self.loc.shape)
 
     def expand(self, batch_shape, _instance=None) -> dist.Normal:
         return trusted_normal(self.loc, self.scale).expand(batch_shape, _instance)

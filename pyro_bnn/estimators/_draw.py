@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .._recomputation import again
 from ._maps import CONVOLUTIONS, LINEAR, Convolution, LinearMap, Lookup
 from ._sampled import sampled, unsampled
 
@@ -56,7 +57,7 @@ class SharedSample(Sample):
 
     @property
     def value(self) -> Tensor:
-        return self.loc
+        return again(self.loc)
 
     @property
     def mT(self) -> Sample:
@@ -64,7 +65,7 @@ class SharedSample(Sample):
 
     def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         mean, noise = split_bias(bias)
-        output = map(input, self.loc, mean)
+        output = map(input, again(self.loc), mean)
         if noise is None:
             return output
         samples = max(self.loc.dim() - map.weight_dim, len(noise.shape) - 1)
@@ -150,7 +151,7 @@ def wants_grad(x: Tensor) -> bool:
 def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
     """The mean of a bias, and what its noise comes from."""
     if isinstance(bias, Draw):
-        return bias.sample.loc, bias.sample
+        return again(bias.sample.loc), bias.sample
     return bias, None
 
 

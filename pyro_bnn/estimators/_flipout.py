@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from .._autograd import is_transformed, owns
+from .._recomputation import again, in_step, is_recomputing, unseen
 from ..distributions import Radial
 from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, Lookup, collapse
 
+Pair = tuple[Tensor, Tensor | None]  # signs, and what they are of
 _INT64 = -(1 << 63), (1 << 63) - 1
 
 
@@ -62,32 +65,44 @@ class Noise:
         self._sample_shape = sample_shape
         self._standard: Tensor | None = None
         self._noise = noise
-        self._rows: Tensor | None = None
+        self._rows: list[Tensor] = []  # those of an embedding that have been looked up
         self._position: Tensor | None = None
 
     @property
     def noise(self) -> Tensor:
-        if self._noise is None or (not self._noise.requires_grad and wants_grad(self._base.scale)):
-            self._noise = self._base.scale * self.standard
-        return self._noise
+        known = self._noise
+        if known is not None and (known.requires_grad or not wants_grad(self._base.scale)):
+            if self._standard is not None:
+                in_step(self._standard, self._draw)
+            return again(known)
+        standard = self.standard
+        with unseen():
+            noise = again(self._base.scale) * standard
+        if not is_recomputing():
+            self._noise = noise
+        return noise
 
     @property
     def value(self) -> Tensor:
-        if isinstance(self._base, Radial):
+        if isinstance(self._base, Radial) and not is_recomputing():
             return self._base.from_noise(self.standard)
-        return self._base.loc + self.noise
+        return again(self._base.loc) + self.noise
 
     @property
     def standard(self) -> Tensor:
         if self._standard is None:
-            if isinstance(self._base, Radial):
-                self._standard = self._base.standard_noise(self._sample_shape)
-            else:
-                self._standard = self._randn(self.shape)
-                if self._rows is not None and self._position is not None:
-                    drawn = self._position >= 0
-                    self._standard[drawn] = self._rows[self._position[drawn]]
-        return self._standard
+            self._standard = self._draw()
+            return self._standard
+        return in_step(self._standard, self._draw)
+
+    def _draw(self) -> Tensor:
+        if isinstance(self._base, Radial):
+            return self._base.standard_noise(self._sample_shape)
+        standard = self._randn(self.shape)
+        if self._position is not None:
+            drawn = self._position >= 0
+            standard[drawn] = torch.cat(self._rows)[self._position[drawn]]
+        return standard
 
     def look_up(self, map: Lookup, index: Tensor) -> Tensor:
         """The noise of the rows at an index; no other row is drawn."""
@@ -97,14 +112,19 @@ class Noise:
         if whole or len(self.shape) > 2 or is_transformed():
             return map(index, self.noise)
         index = index.long()  # other integers are no indices to all functions
-        if self._rows is None or self._position is None:
-            self._rows = self._randn((0, self.shape[1]))
+        if self._position is None:
             self._position = index.new_full(self.shape[:1], -1)
         new = index.unique()
         new = new[self._position[new] < 0]
-        self._position[new] = len(self._rows) + torch.arange(len(new), device=index.device)
-        self._rows = torch.cat([self._rows, self._randn((len(new), self.shape[1]))])
-        return map(index, self._base.scale) * self._rows[self._position[index]]
+        if is_recomputing():
+            for drawn in self._rows:
+                in_step(drawn, partial(self._randn, drawn.shape))
+        if len(new) or not self._rows:
+            start = sum(len(drawn) for drawn in self._rows)
+            self._position[new] = start + torch.arange(len(new), device=index.device)
+            self._rows.append(self._randn((len(new), self.shape[1])))
+        rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows)
+        return map(index, again(self._base.scale)) * rows[self._position[index]]
 
     def _randn(self, shape: tuple[int, ...]) -> Tensor:
         loc = self._base.loc
@@ -115,26 +135,33 @@ class Signs:
     """Random signs of the channels of a weight, drawn once for each number of examples."""
 
     def __init__(self) -> None:
-        # A list, since a compiler makes constants of the keys of a dictionary.
-        self.drawn: list[tuple[int, int, Tensor]] = []
+        # A list, since a compiler makes constants of the keys of a dictionary. The last entries are
+        # the random numbers that the signs are of.
+        self.drawn: list[tuple[int, int, Tensor, Tensor | None]] = []
 
-    def __call__(self, num_examples: int, side: int, make: Callable[[], Tensor]) -> Tensor:
-        for number, other_side, signs in self.drawn:
-            if other_side == side and number == num_examples:
+    def __call__(self, number: int, side: int, make: Callable[[], Pair]) -> Tensor:
+        for known_number, known_side, signs, words in self.drawn:
+            if known_side == side and known_number == number:
+                if words is not None:
+                    in_step(words, partial(_random_words, words.shape, words.device))
                 return signs
-        signs = make()
-        self.drawn.append((num_examples, side, signs))
+        signs, words = make()
+        self.drawn.append((number, side, signs, words))
         return signs
 
 
-def random_signs(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Independent signs, one for each bit of random integers, which are far fewer draws."""
-    words = torch.randint(*_INT64, (-(-rows * columns // 64),), device=like.device)
+def random_signs(rows: int, columns: int, like: Tensor) -> Pair:
+    """Independent signs, and the random integers that they are the bits of, which are far fewer."""
+    words = _random_words((-(-rows * columns // 64),), like.device)
     if like.is_cpu and not is_transformed():
         signs = F.embedding(words.view(torch.uint8).int(), _SIGNS_OF_BYTES).to(like.dtype)
     else:
         signs = _signs_of_bits(words, 64).to(like.dtype)
-    return signs.flatten()[: rows * columns].view(rows, columns)
+    return signs.flatten()[: rows * columns].view(rows, columns), words
+
+
+def _random_words(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.randint(*_INT64, shape, device=device)
 
 
 def _signs_of_bits(x: Tensor, number: int) -> Tensor:
@@ -183,7 +210,7 @@ class FlipoutSample(Sample):
         samples = len(self.shape) - map.weight_dim
         num_examples, axis = map.examples(input, samples)
         mean, sample = split_bias(bias)
-        output = map(input, self.loc, mean)
+        output = map(input, again(self.loc), mean)
         side_out, side_in = (side ^ self._transposed for side in map.sides)
         fused = None
         if isinstance(sample, FlipoutSample) and side_out == 0:
@@ -219,7 +246,7 @@ class FlipoutSample(Sample):
         noise = self._noise.look_up(map, index)
         # Signs of the columns are enough to decorrelate examples, so those of the many rows are
         # all 1, unless the weight has met an input that is not an index.
-        signs = self.signs(num_examples, 0, lambda: self.loc.new_ones(1, 1))
+        signs = self.signs(num_examples, 0, lambda: (self.loc.new_ones(1, 1), None))
         if len(signs) == 1 and signs.shape[1] == 1:
             return noise
         columns = index.reshape(num_examples, -1).long()

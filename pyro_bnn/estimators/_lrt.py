@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
 from .._autograd import is_transformed, owns, square
+from .._recomputation import again, in_step, is_recomputing, unseen
 from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
 from ._estimator import Estimator
@@ -73,19 +75,28 @@ class LRTSample(Sample):
 
     @property
     def scale(self) -> Tensor:
-        return self._scale()
+        return again(self._scale())
 
     @property
     def variance(self) -> Tensor:
-        if self._variance is None or (not self._variance.requires_grad and wants_grad(self.scale)):
-            self._variance = square(self.scale)
-        return self._variance
+        known = self._variance
+        if known is not None and (known.requires_grad or not wants_grad(self.scale)):
+            return again(known)
+        with unseen():
+            variance = square(self.scale)
+        if not is_recomputing():
+            self._variance = variance
+        return variance
 
     @property
     def value(self) -> Tensor:
         if self._noise is None:
-            self._noise = torch.randn(self.shape, dtype=self.loc.dtype, device=self.loc.device)
-        return torch.addcmul(self.loc, self.scale, self._noise)
+            self._noise = self._randn()
+        noise = in_step(self._noise, self._randn)
+        return torch.addcmul(again(self.loc), self.scale, noise)
+
+    def _randn(self) -> Tensor:
+        return torch.randn(self.shape, dtype=self.loc.dtype, device=self.loc.device)
 
     @property
     def mT(self) -> Sample:
@@ -104,11 +115,14 @@ class LRTSample(Sample):
             )
         mean, sample = split_bias(bias)
         fused = sample if isinstance(sample, LRTSample) else None
-        output = map(input, self.loc, mean)
+        output = map(input, again(self.loc), mean)
         before = [use for use in self._uses if use.fits(map, input)] if map.remembers else []
-        use = _Use(map, self, input, fused, before)
-        if map.remembers:
-            self._uses.append(use)
+        if before and is_recomputing():
+            use = _closest(before, input).repeated(self, input, fused)
+        else:
+            use = _Use(map, self, input, fused, before)
+            if map.remembers:
+                self._uses.append(use)
         output = use.added_to(output)
         if sample is not None and fused is None:
             samples = len(self.shape) - map.weight_dim
@@ -119,6 +133,8 @@ class LRTSample(Sample):
         noise = self._bias_noise.get(output.shape)
         if noise is None or not map.remembers:
             noise = self._bias_noise[output.shape] = torch.randn_like(output)
+        elif is_recomputing():
+            in_step(noise, lambda: torch.randn_like(output))
         return map.align_bias(self.scale) * noise
 
 
@@ -137,6 +153,7 @@ class _Use:
         input: Tensor,
         bias: LRTSample | None,
         before: list[_Use],
+        epsilon: Tensor | None = None,
     ) -> None:
         self.map = map
         self.input = input
@@ -144,6 +161,7 @@ class _Use:
         self.before = before
         self.scale: Tensor
         self.factors: list[Tensor] = []
+        self._latest: _Use | None = None  # of its recomputations
         variance = map.covariance(input, input, weight, bias)
         rest = variance
         for use in before:
@@ -163,7 +181,8 @@ class _Use:
         self.rest = rest
         rows = map.rows(input, weight.shape[: -map.weight_dim])
         shape = rows + rest.shape[rest.dim() - 1 - map.space :]
-        self.epsilon = torch.randn(shape, dtype=rest.dtype, device=rest.device)
+        draw = lambda: torch.randn(shape, dtype=rest.dtype, device=rest.device)
+        self.epsilon = draw() if epsilon is None else in_step(epsilon, draw)
 
     @property
     def random(self) -> Tensor:
@@ -172,12 +191,48 @@ class _Use:
     def fits(self, map: LinearMap, input: Tensor) -> bool:
         return self.map == map and self.input.shape == input.shape
 
+    def repeated(self, weight: LRTSample, input: Tensor, bias: LRTSample | None) -> _Use:
+        """The same use in a recomputation."""
+        is_trained = wants_grad(weight.scale) or wants_grad(input)
+        is_reentrant = is_trained and not self.scale.requires_grad
+        if is_reentrant:
+            unknown = [use for use in self.before if not use.has_graph]
+            unknown += [use for use in weight._uses if self in use.before and use.has_graph]
+            if unknown:
+                raise ValueError(
+                    "a weight drawn by local reparameterization is used inside an activation "
+                    "checkpoint with reentrance and outside of it, which leaves the gradient of "
+                    "their covariance out: pass `use_reentrant=False` to `checkpoint`"
+                )
+        before = [(use._latest or use)._recalled() for use in self.before]
+        new = _Use(self.map, weight, input, bias, before, self.epsilon)
+        if is_reentrant:
+            self._latest = new  # the first had no graph
+        return new
+
+    @property
+    def has_graph(self) -> bool:
+        return self._latest is not None or self.scale.requires_grad
+
+    def _recalled(self) -> _Use:
+        new = copy(self)
+        new.input, new.scale = again(self.input), again(self.scale)
+        new.factors = [again(factor) for factor in self.factors]
+        return new
+
     def added_to(self, output: Tensor) -> Tensor:
         output, self.scale = _with_noise(output, self.epsilon, self.rest)
         del self.rest  # this lives as long as the weight
         for factor, use in zip(self.factors, self.before, strict=True):
             output = torch.addcmul(output, factor, use.epsilon)
         return output
+
+
+def _closest(uses: list[_Use], input: Tensor) -> _Use:
+    """The use whose input was this one, up to rounding errors of a recomputation."""
+    if len(uses) == 1:
+        return uses[0]
+    return min(uses, key=lambda use: float((use.input.detach() - input.detach()).abs().sum()))
 
 
 def _sqrt(variance: Tensor) -> Tensor:

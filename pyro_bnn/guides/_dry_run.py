@@ -9,6 +9,7 @@ import pyro
 import torch
 
 from .._buffers import unchanged_buffers
+from .._recomputation import unrecorded
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def dry_run() -> Iterator[None]:
     state = pyro.util.get_rng_state()
     of_devices = torch.cuda.get_rng_state_all() if has_devices else []
     try:
-        with unchanged_buffers():
+        with unchanged_buffers(), unrecorded():
             yield
     finally:
         pyro.util.set_rng_state(state)

@@ -20,6 +20,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .._recomputation import wait_for_backward
 from .._validation import check_kl_weight, nan_arguments
 from ..distributions._divergence import normal_kl
 from ..estimators._estimator import normals
@@ -96,6 +97,16 @@ class TraceKL_ELBO(Trace_ELBO):
                         check_site_shape(site, self.max_plate_nesting)
         self._check_nan(model, model_trace, args, kwargs)
         return model_trace, guide_trace
+
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[Tensor, Tensor]:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        if isinstance(surrogate, Tensor) and surrogate.requires_grad:
+            sites: Any = model_trace.nodes.values()
+            values = [site["value"] for site in sites if site["type"] == "sample"]
+            wait_for_backward(surrogate, values)
+        return loss, surrogate
 
     def _check_nan(
         self, model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any

@@ -201,8 +201,7 @@ class Sequences(VariationalLayer):
             ``h, (h, c)`` without ``return_kl``.
         """
         posteriors = self._distributions()
-        draws = {key: q.rsample() for key, q in posteriors.items()}
-        output = self._output(draws, X, hidden_states)
+        output = self._output(self._draws(posteriors), X, hidden_states)
         return (*output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output
 
     def _run(self: Any, X: Tensor, states: Any) -> Any:  # noqa: N803

@@ -60,7 +60,7 @@ class BaseVariationalLayer_(VariationalLayer):
 
     def forward(self, input: Tensor, return_kl: bool = True) -> Any:
         posteriors = self._distributions()
-        output = self._output({key: q.rsample() for key, q in posteriors.items()}, input)
+        output = self._output(self._draws(posteriors), input)
         return (output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output
 
     def init_parameters(self) -> None:
