@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from pyro_bnn import priors
-from pyro_bnn.distributions import FullNormal, HierarchicalNormal, NormalMixture, Radial
+from pyro_bnn.distributions import (
+    FullNormal,
+    HierarchicalNormal,
+    MatrixNormal,
+    NormalMixture,
+    Radial,
+)
 from pyro_bnn.guides import (
     AutoFlipout,
     AutoLRT,
@@ -38,6 +44,7 @@ from pyro_bnn.nn import (
 from pyro_bnn.posteriors import (
     ConstrainedPosterior,
     FullNormalPosterior,
+    MatrixNormalPosterior,
     MixturePosterior,
     NormalPosterior,
     RadialPosterior,
@@ -180,6 +187,7 @@ POSTERIORS = [
     Posterior(RadialPosterior),
     Posterior(MixturePosterior),
     Posterior(FullNormalPosterior),
+    Posterior(MatrixNormalPosterior),
     Posterior(partial(ConstrainedPosterior, support=dist.constraints.positive)),
 ]
 
@@ -192,6 +200,12 @@ PRIORS = {
 }
 
 DISTRIBUTIONS = {
+    "MatrixNormal": lambda dtype: MatrixNormal(
+        torch.linspace(-1, 1, 12, dtype=dtype).view(2, 2, 3),
+        torch.tensor([[0.5, 0], [-0.3, 0.4]], dtype=dtype),
+        torch.tensor([[0.5, 0, 0], [0.2, 0.3, 0], [-0.4, 0.1, 0.8]], dtype=dtype),
+        event_dim=2,
+    ),
     "FullNormal": lambda dtype: FullNormal(
         torch.linspace(-1, 1, 6, dtype=dtype).view(2, 3),
         torch.tensor([[0.5, 0, 0], [0.2, 0.3, 0], [-0.4, 0.1, 0.8]], dtype=dtype),

@@ -1,6 +1,7 @@
 """Distributions of weights, with their divergences registered in ``torch.distributions``."""
 
-from ._full_normal import FullNormal
+from . import _correlated_kl  # noqa: F401  (registers divergences)
+from ._correlated_normal import FullNormal, MatrixNormal
 from ._hierarchical_kl import hierarchical_kl_bound
 from ._hierarchical_normal import HierarchicalNormal
 from ._normal_mixture import NormalMixture, mixture_kl_bound
@@ -11,6 +12,7 @@ __all__ = [
     "FullNormal",
     "HierarchicalNormal",
     "KLQuadrature",
+    "MatrixNormal",
     "NormalMixture",
     "Radial",
     "hierarchical_kl_bound",

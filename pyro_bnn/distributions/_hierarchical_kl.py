@@ -12,8 +12,8 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
 from .._autograd import is_transformed
+from ._correlated_normal import CorrelatedNormal
 from ._divergence import centered, exact_sum, innermost, number, sum_of_logs, sum_of_squares
-from ._full_normal import FullNormal
 from ._hierarchical_normal import HierarchicalNormal, wide
 from ._normal_mixture import (
     NormalMixture,
@@ -199,7 +199,7 @@ def _density_and_precision(p: HierarchicalNormal, half: Any) -> tuple[Any, Any]:
 @register_kl(Normal, HierarchicalNormal)
 @register_kl(NormalMixture, HierarchicalNormal)
 @register_kl(Radial, HierarchicalNormal)
-@register_kl(FullNormal, HierarchicalNormal)
+@register_kl(CorrelatedNormal, HierarchicalNormal)
 @register_kl(Independent, HierarchicalNormal)
 def _kl_hierarchical(q: Distribution, p: HierarchicalNormal) -> Tensor:
     return hierarchical_kl_bound(q, p)

@@ -1,6 +1,6 @@
 """Variational posteriors over one weight tensor."""
 
-from ._full_normal import FullNormalPosterior
+from ._correlated_normal import FullNormalPosterior, MatrixNormalPosterior
 from ._mixture import MixturePosterior
 from ._normal import ConstrainedPosterior, NormalPosterior
 from ._posterior import Posterior
@@ -9,6 +9,7 @@ from ._radial import RadialPosterior
 __all__ = [
     "ConstrainedPosterior",
     "FullNormalPosterior",
+    "MatrixNormalPosterior",
     "MixturePosterior",
     "NormalPosterior",
     "Posterior",
