@@ -16,6 +16,8 @@ from pyro import poutine
 from pyro.nn import PyroModule, PyroSample
 from torch.distributions import kl_divergence
 
+from pyro_bnn import bayesianize
+from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import NormalMixture, Radial
 from pyro_bnn.estimators import (
     Draw,
@@ -712,3 +714,35 @@ class TestCalls:
         y = F.linear(x, posterior(estimator, num_out, num_in).rsample(), bias.rsample())
         assert y.shape == (2, num_out)
         assert num_in or (y != bias.mean).all()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_compressed_sparse_inputs_are_those_of_dense_ones():
+    net = bayesianize(torch.nn.Linear(3, 2))
+    module, x = Standalone(net, AutoLRT(net)), torch.tensor([[1.0, 0, 2], [0, 3, 0]])
+    results = []
+    for each in (x, x.to_sparse_csr()):
+        torch.manual_seed(1)
+        module.zero_grad()
+        module(each)[0].square().sum().backward()
+        results.append([p.grad.clone() for p in module.parameters()])
+    assert all(grad.abs().sum() > 0 for grad in results[0])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("guide", [AutoReparameterization, AutoFlipout, AutoLRT])
+def test_a_layer_inside_vmap_has_the_variance_of_its_posterior(guide):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1, bias=False)
+
+        def forward(self, x):
+            return torch.vmap(self.layer, randomness="different")(x)
+
+    net = bayesianize(Net())
+    module = Standalone(net, guide(net, init_scale=0.5))
+    with torch.no_grad():
+        values = torch.stack([module(torch.full((1, 1), 2.0))[0].squeeze() for _ in range(2000)])
+    # The standard error of a variance is sqrt(2 / 2000) of it.
+    assert abs(values.var().item() - 1.0) < 5 * (2 / 2000) ** 0.5

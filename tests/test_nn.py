@@ -320,3 +320,11 @@ def test_fan_in(make, args, fan_ins):
     for name, fan_in in (("weight_ih_l0", 5), ("weight_hh_l0", 3), ("weight_ih_l1", 3)):
         variance = getattr(lstm, name + "_prior")().variance
         torch.testing.assert_close(variance, torch.full_like(variance, 1 / fan_in))
+
+
+def test_printing_draws_nothing():
+    layer, unbiased = BayesianLinear(3, 2), BayesianLinear(3, 2, bias=False)
+    before = torch.get_rng_state()
+    assert "in_features=3, out_features=2, bias=True" in repr(layer)
+    assert "bias=False" in repr(unbiased)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -34,7 +34,9 @@ class LocalReparameterization(Estimator):
     to the same example: at the pixels of an image, at the steps of a sequence (in a recurrent
     layer, too, each step has noise of its own), at repeated indices of an embedding.
 
-    The weight itself is sampled only if something other than these asks for it.
+    The weight itself is sampled only if something other than these asks for it. Derivatives by the
+    input do not have the distribution that a weight would give them; nor do functions of several
+    rows, such as their mean: see :doc:`/posteriors`.
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local

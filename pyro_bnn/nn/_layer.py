@@ -75,6 +75,13 @@ class BayesianLayer:
                 return draw(SharedSample(value))
         return value
 
+    def extra_repr(self) -> str:
+        # Torch's asks whether there is a bias, which would draw it.
+        view: Any = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view.__dict__.update(dict.fromkeys(self.__dict__.get("_pyro_samples", ()), True))
+        return super(BayesianLayer, view).extra_repr()  # type: ignore[misc]
+
     def __reduce__(self: Any) -> tuple[Any, ...]:
         # Pyro's own would make a copy of torch's layer, without what is added here.
         return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
