@@ -1,5 +1,8 @@
 """Bayesian neural networks for Pyro."""
 
+import importlib
+from typing import Any
+
 from . import (
     compat,
     distributions,
@@ -42,3 +45,9 @@ __all__ = [
     "summary",
     "to_deterministic",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sklearn":  # imported when it is asked for, since scikit-learn is an extra
+        return importlib.import_module(".sklearn", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -156,6 +156,12 @@ def test_bad_arguments(ax):
         plots.signal_to_noise(3)
 
 
-def test_the_library_does_without_matplotlib():
-    code = "import sys, pyro_bnn; assert 'matplotlib' not in sys.modules, 'imported'"
+def test_the_library_does_without_extras():
+    code = """
+import sys, pyro_bnn
+extras = [name for name in ("matplotlib", "pandas", "sklearn") if name in sys.modules]
+assert not extras, extras
+assert pyro_bnn.sklearn.BNNClassifier
+assert not hasattr(pyro_bnn, "sk")
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
