@@ -42,11 +42,18 @@ def owns(result: Tensor, *added: Tensor) -> bool:
     )
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in a format that has its square: float16 ends at 256 squared."""
+    return x.float() if x.dtype is torch.float16 else x
+
+
 def square(x: Tensor) -> Tensor:
     """``x.square()``, whose backward goes over ``x`` once less than torch's."""
     if x.layout == torch.sparse_csr:  # which torch has no square of
         return x * x
-    is_plain = x.numel() < _MIN_SIZE or not x.requires_grad or is_transformed()
+    # A size that is compared with a number would be a condition of what is compiled.
+    is_small = not torch.compiler.is_compiling() and x.numel() < _MIN_SIZE
+    is_plain = is_small or not x.requires_grad or is_transformed()
     return x.square() if is_plain else _Square.apply(x)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,15 @@ def check_positive(**values: float) -> None:
 def check_kl_weight(value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"`kl_weight` (={value}) must be finite and not negative")
+
+
+def plain_state(random: Collection[str]) -> str:
+    """What to do with a state that has values of weights which are random here."""
+    return (
+        f"{sorted(random)[:3]} of the state are values of weights that are random here, as a "
+        "deterministic network has them: they are where a guide starts, "
+        "`AutoLRT(net, init_loc_fn=state)`, or load them before `bayesianize`"
+    )
 
 
 def size_mismatch(key: str, own: Any, saved: Any) -> str | None:

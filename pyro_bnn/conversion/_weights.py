@@ -137,8 +137,14 @@ def select(net: nn.Module, where: Selector | Iterable[Selector] | None) -> list[
             )
         return usual
     several = isinstance(where, Iterable) and not isinstance(where, (str, nn.Module, Tensor))
+    selectors: list[Any] = list(where) if several else [where]  # type: ignore[arg-type]
+    if not selectors:
+        raise TypeError(
+            f"`where` (={where!r}) has no selector: name what is to be converted, or give None for "
+            "all but normalisation layers"
+        )
     chosen: set[int] = set()
-    for selector in where if several else [where]:  # type: ignore[union-attr]
+    for selector in selectors:
         fits = [w for w in candidates if _fits(selector, w)]
         if not fits and isinstance(selector, str) and selector == "last_layer":
             fits = _last_layer(net, candidates)

@@ -159,8 +159,35 @@ def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = No
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
     sample = weight.sample if isinstance(weight, Draw) else SharedSample(weight)
     samples = len(sample.shape) - map.weight_dim
-    output = sample.meet(map, unsampled(plain(input), samples, 1 + map.space), bias)
+    try:
+        output = sample.meet(map, unsampled(plain(input), samples, 1 + map.space), bias)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        problem = _problem(map, input, sample.loc.dtype)
+        if problem is None:
+            raise
+        raise TypeError(problem) from error
     return sampled(output) if samples > 0 else output
+
+
+def _problem(map: LinearMap, input: Any, dtype: torch.dtype) -> str | None:
+    """What a map cannot do with an input that is no tensor, or one of another dtype."""
+    of = f"the input of a layer with {_name(dtype)} weights"
+    if not isinstance(input, Tensor):
+        kind = f"{type(input).__module__}.{type(input).__name__}".removeprefix("builtins.")
+        needed = torch.long if isinstance(map, Lookup) else dtype
+        return (
+            f"{of} is a {kind}, not a tensor: convert it before, by "
+            f"`torch.tensor(numpy.asarray(x), dtype={needed})`"
+        )
+    if input.dtype == dtype or isinstance(map, Lookup):
+        return None
+    return f"{of} has the dtype {_name(input.dtype)}: convert it by `x.to({dtype})`" + (
+        f", or the weights by `.to({input.dtype})`" if input.is_floating_point() else ""
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -153,6 +153,9 @@ class Signs:
 
 def random_signs(rows: int, columns: int, like: Tensor) -> Pair:
     """Independent signs, and the random integers that they are the bits of, which are far fewer."""
+    if torch.compiler.is_exporting():  # how many words there are would be a condition of the graph
+        signs = torch.randint(2, (rows, columns), device=like.device).mul(2).sub(1).to(like.dtype)
+        return signs, None
     words = _random_words((-(-rows * columns // 64),), like.device)
     if like.is_cpu and not is_transformed():
         signs = F.embedding(words.view(torch.uint8).int(), _SIGNS_OF_BYTES).to(like.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
-from .._autograd import is_transformed, owns, square
+from .._autograd import is_transformed, owns, square, wide
 from .._recomputation import again, in_step, is_recomputing, unseen
 from ..distributions._joint import take
 from ._draw import Sample, draw, split_bias, wants_grad
@@ -54,7 +55,8 @@ class LocalReparameterization(Estimator):
         shape = sample_shape + base.loc.shape
         scale = lambda: collapse(base.scale, event_dim)
         sample = LRTSample(collapse(base.loc, event_dim), scale, shape)
-        sample._variance = take(base, sample_shape)
+        if base.loc.dtype is not torch.float16:
+            sample._variance = take(base, sample_shape)
         return draw(sample)
 
 
@@ -85,7 +87,7 @@ class LRTSample(Sample):
         if known is not None and (known.requires_grad or not wants_grad(self.scale)):
             return again(known)
         with unseen():
-            variance = square(self.scale)
+            variance = square(wide(self.scale))
         if not is_recomputing():
             self._variance = variance
         return variance
@@ -119,12 +121,13 @@ class LRTSample(Sample):
         fused = sample if isinstance(sample, LRTSample) else None
         output = map(input, again(self.loc), mean)
         before = [use for use in self._uses if use.fits(map, input)] if map.remembers else []
-        if before and is_recomputing():
-            use = _closest(before, input).repeated(self, input, fused)
-        else:
-            use = _Use(map, self, input, fused, before)
-            if map.remembers:
-                self._uses.append(use)
+        with _in_float32(output):
+            if before and is_recomputing():
+                use = _closest(before, input).repeated(self, input, fused)
+            else:
+                use = _Use(map, self, input, fused, before)
+                if map.remembers:
+                    self._uses.append(use)
         output = use.added_to(output)
         if sample is not None and fused is None:
             samples = len(self.shape) - map.weight_dim
@@ -223,11 +226,19 @@ class _Use:
         return new
 
     def added_to(self, output: Tensor) -> Tensor:
+        dtype = output.dtype
         output, self.scale = _with_noise(output, self.epsilon, self.rest)
         del self.rest  # this lives as long as the weight
         for factor, use in zip(self.factors, self.before, strict=True):
             output = torch.addcmul(output, factor, use.epsilon)
-        return output
+        return output if output.dtype is dtype else output.to(dtype)
+
+
+def _in_float32(output: Tensor) -> AbstractContextManager[Any]:
+    """Keeps variances out of autocast where the outputs are in float16, which has no squares."""
+    if output.dtype is not torch.float16 or output.is_meta:
+        return nullcontext()
+    return torch.autocast(output.device.type, enabled=False)
 
 
 def _closest(uses: list[_Use], input: Tensor) -> _Use:

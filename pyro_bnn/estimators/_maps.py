@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import square
+from .._autograd import square, wide
 from ._products import product
 from ._repeated import Repeated
 from ._sampled import REMEDY
@@ -62,7 +62,7 @@ class LinearMap(ABC):
 
     def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
         """Of the outputs for two inputs, by weights and biases with a ``variance``."""
-        product = square(input) if input is other else input * other
+        product = square(wide(input)) if input is other else wide(input) * wide(other)
         return self(product, weight.variance, None if bias is None else bias.variance)
 
     def align_bias(self, bias: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class LinearMap(ABC):
         if axis is None:
             return signs.view(size, *(1,) * self.space)
         between = -axis - self.space - 2
-        return signs.view(len(signs), *(1,) * between, size, *(1,) * self.space)
+        return signs.view(signs.shape[0], *(1,) * between, size, *(1,) * self.space)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Lookup(LinearMap):
         return (input.shape[0], -1 - input.dim()) if input.dim() else (1, None)
 
     def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
-        variance = self(input, weight.scale).square()
+        variance = wide(self(input, weight.scale)).square()
         if input is other:
             return variance
         return torch.where((input == other).unsqueeze(-1), variance, 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .._validation import size_mismatch
+from .._validation import plain_state, size_mismatch
 from ..posteriors import ConstrainedPosterior, Posterior
 from ._late import check_no_ddp, watched
 
@@ -156,9 +156,11 @@ def check_load(root: nn.Module, state: Mapping[str, Any], strict: bool) -> None:
         RuntimeError: if ``root.load_state_dict`` would; nothing has changed then.
     """
     whole, prefixes = _Load(), []
+    sites: set[str] = set()
     for path, module in root.named_modules():
         if isinstance(module, SavedWhole):
             prefixes.append(path + "." if path else "")
+            sites |= set(cast(Any, module))
             load = _planned_load(module, state, prefixes[-1])
             for name in ("missing", "unexpected", "errors"):
                 getattr(whole, name).extend(getattr(load, name))
@@ -169,6 +171,7 @@ def check_load(root: nn.Module, state: Mapping[str, Any], strict: bool) -> None:
     shared = (key for key in outside(own) if key in state)
     whole.errors += [e for key in shared if (e := size_mismatch(key, own[key], state[key]))]
     if strict:
+        whole.errors += [plain_state(random)] if (random := sites & set(whole.unexpected)) else []
         whole.errors += _listed("Unexpected", whole.unexpected) + _listed("Missing", whole.missing)
     if whole.errors:
         raise RuntimeError(

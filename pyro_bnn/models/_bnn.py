@@ -134,7 +134,7 @@ class BNN(PyroModule):
             if isinstance(x, Mapping):
                 return self.net(**x)
             return self.net(*x) if isinstance(x, tuple) else self.net(x)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             remedy = _mismatch(x, self, str(error))
             if remedy is None:
                 raise

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .._axes import Axes
+from .._validation import plain_state
 from ..estimators._draw import SharedSample, draw
 from ..priors import Normal
 from ._prior import Prior, Rule
@@ -62,6 +63,13 @@ class BayesianLayer:
         for name in parameters:
             setattr(self, name + "_prior", made[name])
             setattr(self, name, PyroSample(SitePrior(name + "_prior")))
+
+    def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -> None:
+        _, strict, _, _, errors = args
+        random = [prefix + name for name in self._pyro_samples if prefix + name in state_dict]
+        if strict and random:
+            errors.append(plain_state(random))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:
         ties = self.__dict__.get("_ties")

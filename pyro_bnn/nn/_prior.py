@@ -184,6 +184,9 @@ def _problems(obj: Any) -> Iterator[str]:
         if not constraint.check(value).all():
             wrong = value[~constraint.check(value)].flatten()[0].item()
             yield f"a `{key}` of {wrong:.3g} in {value.dtype}, which must satisfy {constraint}"
+        elif not value.isfinite().all():
+            wrong = value[~value.isfinite()].flatten()[0].item()
+            yield f"a `{key}` of {wrong} in {value.dtype}, which must be finite"
         elif key == "scale" and value.is_floating_point():
             # Divergences have squares of scales, in float32 at least.
             info = torch.finfo(torch.promote_types(value.dtype, torch.float))
