@@ -34,16 +34,18 @@ NORMAL = Recipe(priors={"prior": Normal(0, 1)})
 TENSOR = Recipe(priors={"prior": HierarchicalNormal("tensor")})
 INPUT = Recipe(priors={"prior": HierarchicalNormal("input")})
 OUTPUT = Recipe(priors={"prior": HierarchicalNormal("output")})
+WEIGHTS = (0.3, 0.1, 0.03)
 CANDIDATES = {
-    "Normal(0, 1), no warm-up": replace(NORMAL, training={"warmup": 0.0}),
     "Normal(0, 1)": NORMAL,
+    "no warm-up": replace(NORMAL, training={"warmup": 0.0}),
+    "one rate": replace(NORMAL, training={"scale_lr": 1e-2}),
+    "scales 1e-1": replace(NORMAL, training={"scale_lr": 1e-1}),
     "tensor": TENSOR,
     "input": INPUT,
     "output": OUTPUT,
-    "tensor, scales 3e-2": replace(TENSOR, training={"scale_lr": 3e-2}),
     "tensor, no warm-up": replace(TENSOR, training={"warmup": 0.0}),
-    "tensor, KL weight 0.3": replace(TENSOR, training={"kl_weight": 0.3}),
-    "tensor, KL weight 0.1": replace(TENSOR, training={"kl_weight": 0.1}),
+    **{f"tensor, KL weight {w}": replace(TENSOR, training={"kl_weight": w}) for w in WEIGHTS},
+    **{f"KL weight {w}": replace(NORMAL, training={"kl_weight": w}) for w in WEIGHTS},
 }
 
 

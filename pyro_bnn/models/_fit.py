@@ -37,7 +37,7 @@ def fit(
     batch_size: int | None = None,
     num_data: int | None = None,
     lr: float = 1e-2,
-    scale_lr: float = 1e-2,
+    scale_lr: float = 3e-2,
     kl_weight: float = 1.0,
     warmup: float = 0.5,
     num_particles: int = 1,
