@@ -51,9 +51,7 @@ def script(path: str, monkeypatch: Any) -> Documented:
     size: int | None = 40
     net = pyro_bnn.bayesianize(nn.Sequential(nn.Linear(64, 8)))
     x = torch.randn(40, 64)
-    if path == "tutorials/digits.py":
-        model = scope["Classifier"](40)
-    elif path == "tutorials/fashion_mnist.py":
+    if path == "tutorials/fashion_mnist.py":
         model, x = scope["Classifier"](40), torch.randn(40, 1, 28, 28)
     elif path == "tutorials/pruning.py":
         model = scope["Classifier"](net, 40)
@@ -77,7 +75,7 @@ PAGES = {
     "docs/standalone.rst": 600,
 }
 SCRIPTS = [
-    *(f"tutorials/{name}.py" for name in ("digits", "fashion_mnist", "pruning", "sunspots")),
+    *(f"tutorials/{name}.py" for name in ("fashion_mnist", "pruning", "sunspots")),
     "benchmarks/steps.py",
 ]
 REFUSED = ["docs/models.rst"]  # shows what a guide refuses

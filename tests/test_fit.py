@@ -376,7 +376,7 @@ def test_other_optimizers():
     model, guide = bnn()
     made = []
     fit(model, guide, data(), 2, optimizer=lambda groups: made.append(SGD(groups)) or made[0])
-    assert [group["initial_lr"] for group in made[0].param_groups] == [0.01, 0.01]
+    assert [group["initial_lr"] for group in made[0].param_groups] == [0.01, 0.03]
 
 
 SGD = torch.optim.SGD

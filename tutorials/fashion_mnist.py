@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 from tqdm import trange
 
+from pyro_bnn import fit
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoPosterior, AutoReparameterization
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
+from pyro_bnn.models import Run
 from pyro_bnn.nn import BayesianConv2d, BayesianLinear
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -122,48 +125,56 @@ def load(folder: Path, num_train: int, num_test: int) -> Data:
     }
 
 
-def optimize(
-    loss, optimizer: torch.optim.Optimizer, predict: Predict, data: Data, steps: int, name: str
-) -> Curve:
-    x, y = data["train"]
-    test_x, test_y = (t[:1000] for t in data["test"])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    checkpoints = {max(1, steps * k**2 // 100) for k in range(1, 11)}
-    curve, losses, seconds = [], [], 0.0
-    for i in trange(1, steps + 1, desc=f"{name:20}", leave=False, mininterval=0.5):
-        start = time.perf_counter()
-        index = torch.randint(len(x), (min(BATCH, len(x)),))
-        optimizer.zero_grad()
-        value = loss(x[index], y[index])
-        value.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(value.item() / len(x))
-        seconds += time.perf_counter() - start
-        if i in checkpoints:
-            curve.append((seconds, np.mean(losses), nll(predict(test_x, 10), test_y)))
-            losses.clear()
-    return curve
+class Recorder:
+    """Learning curve at ten checkpoints; the time for it does not count."""
+
+    def __init__(self, predict: Predict, data: Data, steps: int) -> None:
+        self.predict = predict
+        self.x, self.y = (t[:1000] for t in data["test"])
+        self.checkpoints = {max(1, steps * k**2 // 100) for k in range(1, 11)}
+        self.curve: Curve = []
+        self.num_losses = 0
+        self.seconds, self.started = 0.0, time.perf_counter()
+
+    def __call__(self, step: int, losses: list[float]) -> None:
+        """Records after a step, with the losses of all steps so far in nats per image."""
+        if step not in self.checkpoints or len(losses) == self.num_losses:
+            return
+        self.seconds += time.perf_counter() - self.started
+        last = slice(self.num_losses, None)
+        self.num_losses = len(losses)
+        test = nll(self.predict(self.x, 10), self.y)
+        self.curve.append((self.seconds, float(np.mean(losses[last])), test))
+        self.started = time.perf_counter()
 
 
 def train_deterministic(data: Data, steps: int) -> Trained:
     net = network(nn.Sequential, nn.Conv2d, nn.Linear)
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(net(x), y, reduction="sum")
-
     @torch.no_grad()
     def predict(x: Tensor, samples: int) -> Tensor:
         return torch.cat([net(part).softmax(-1) for part in x.split(500)])
 
+    x, y = data["train"]
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    return Trained(predict, optimize(loss, optimizer, predict, data, steps, "deterministic"))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    recorder, losses = Recorder(predict, data, steps), []
+    for i in trange(1, steps + 1, desc="deterministic", leave=False, mininterval=0.5):
+        index = torch.randint(len(x), (min(BATCH, len(x)),))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x[index]), y[index])
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        recorder(i, losses)
+    return Trained(predict, recorder.curve)
 
 
-def train_bayesian(make: type[AutoPosterior], data: Data, steps: int, name: str) -> Trained:
-    model = Classifier(len(data["train"][0]))
+def train_bayesian(make: type[AutoPosterior], data: Data, steps: int) -> Trained:
+    x, y = data["train"]
+    model = Classifier(len(x))
     guide = make(model)
-    loss = TraceKL_ELBO()(model, guide)
 
     def predict(x: Tensor, samples: int) -> Tensor:
         predictive = Predictive(
@@ -171,13 +182,20 @@ def train_bayesian(make: type[AutoPosterior], data: Data, steps: int, name: str)
         )
         return torch.cat([predictive(part)["_RETURN"].softmax(-1).mean(0) for part in x.split(500)])
 
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)  # 5e-3 is slow for the scales
-    curve = optimize(loss, optimizer, predict, data, steps, name)
+    recorder = Recorder(predict, data, steps)
+
+    def record(run: Run) -> bool:
+        recorder(run.num_steps, [-bound for bound in run.history.get("bound", [])])
+        return run.num_steps == steps
+
+    epochs = math.ceil(steps / math.ceil(len(x) / BATCH))
+    fit(model, guide, (x, y), epochs, batch_size=BATCH, callbacks=[record])
     # By one weight for all images, which is exact, whatever the estimator has approximated.
+    loss = TraceKL_ELBO()(model, guide)
     with torch.no_grad(), guide.shared_draws():
         batches = zip(*(t[:10_000].split(500) for t in data["train"]), strict=True)
         bounds = [loss(x, y).item() for x, y in batches]
-    return Trained(predict, curve, guide, np.mean(bounds) / len(data["train"][0]))
+    return Trained(predict, recorder.curve, guide, np.mean(bounds) / len(x))
 
 
 def gradient_variance(state: dict[str, Tensor], data: Data, draws: int) -> Rows:
@@ -310,7 +328,7 @@ def main(argv: list[str] | None = None) -> Rows:
     trained = {"deterministic": train_deterministic(data, args.steps)}
     for name, make in GUIDES.items():
         torch.manual_seed(args.seed)  # the same initial weights for all
-        trained[name] = train_bayesian(make, data, args.steps, name)
+        trained[name] = train_bayesian(make, data, args.steps)
     # Gradients have heavy tails, so that their variance takes many draws.
     variances = gradient_variance(trained["LRT"].guide.state_dict(), data, 5 * args.samples)
     predictions = {

@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI
 from pyro.nn import PyroModule
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -48,6 +49,7 @@ EXPORTED = 0.75  # the fraction removed from the network that is exported
 THRESHOLD = 0.83  # the default of `prune`
 NUM_CLASSES = 10
 HIDDEN = 100
+BATCH = 128
 LEARNING_RATE = 1e-2
 STYLES = {
     "Bayesian": {"color": "C0"},
@@ -102,7 +104,7 @@ def load() -> Data:
 def batches(data: Data, steps: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     x, y = data["train"]
     for _ in trange(steps, desc=f"{name:20}", leave=False, mininterval=0.5):
-        index = torch.randint(len(x), (128,))
+        index = torch.randint(len(x), (BATCH,))
         yield x[index], y[index]
 
 
@@ -119,14 +121,11 @@ def train_deterministic(net: nn.Module, data: Data, steps: int, name: str) -> No
 
 
 def train_bayesian(
-    model: Classifier, guide: AutoPosterior, data: Data, steps: int, name: str
+    model: Classifier, guide: AutoPosterior, data: Data, steps: int, **training: Any
 ) -> None:
-    settings = {"optimizer": torch.optim.Adam, "optim_args": {"lr": LEARNING_RATE}, "T_max": steps}
-    schedule = pyro.optim.CosineAnnealingLR(settings)
-    svi = SVI(model, guide, schedule, TraceKL_ELBO())
-    for x, y in batches(data, steps, name):
-        svi.step(x, y)
-        schedule.step()
+    num_batches = math.ceil(len(data["train"][0]) / BATCH)
+    epochs = math.ceil(steps / num_batches)
+    pyro_bnn.fit(model, guide, data["train"], epochs, batch_size=BATCH, **training)
 
 
 @torch.no_grad()
@@ -188,7 +187,7 @@ def bayesian_row(
     row = scores(predict_averaged(model, guide, x, samples), y, "Bayesian")
     row |= scores(predict(pyro_bnn.to_deterministic(model.net, guide), x), y, "its mean")
     row |= bound(model, guide, data, "Bayesian")
-    train_bayesian(model, guide, data, steps, f"{fraction:.0%} by signal")
+    train_bayesian(model, guide, data, steps, warmup=0)  # it has learned already
     row |= scores(predict_averaged(model, guide, x, samples), y, "Bayesian, trained on")
     return row | bound(model, guide, data, "Bayesian, trained on")
 
@@ -269,7 +268,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
     model = Classifier(pyro_bnn.bayesianize(net, Normal(0, 1)), len(data["train"][0]))
     guide = AutoLRT(model)  # starts at the weights that the network has now
     train_deterministic(net, data, args.steps, "deterministic")
-    train_bayesian(model, guide, data, args.steps, "Bayesian")
+    train_bayesian(model, guide, data, args.steps)
 
     print(f"\nWithout {EXPORTED:.0%} of its weights:")
     show_export(model, guide, data["test"][0])

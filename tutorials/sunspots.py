@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pyro
@@ -22,10 +23,10 @@ import torch
 from pyro.nn import PyroModule, PyroSample, pyro_method
 from statsmodels.datasets import sunspots
 from torch import Tensor, nn
-from tqdm import trange
 
+from pyro_bnn import fit
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoPosterior, AutoReparameterization
-from pyro_bnn.infer import Predictive, TraceKL_ELBO
+from pyro_bnn.infer import Predictive
 from pyro_bnn.nn import BayesianLinear, BayesianLSTM
 from pyro_bnn.priors import FanInNormal
 
@@ -38,6 +39,7 @@ HELD_OUT = 50  # years
 CYCLE = 11  # years, about
 WINDOW = 2 * CYCLE  # years that a forecast looks back
 HIDDEN = 8
+LEARNING_RATE = 2e-2
 PATHS = 100  # simulated for each draw of the weights
 LEVELS = (0.5, 0.9)  # of the bands
 
@@ -130,24 +132,18 @@ def networks(x: Tensor) -> dict[str, tuple[PyroModule, type[AutoPosterior]]]:
     return result
 
 
-def train(model: Model, guide: AutoPosterior, x: Tensor, y: Tensor, steps: int, name: str) -> None:
-    loss = TraceKL_ELBO()(model, guide)
-    # If the model has learned weights, they decay about as fast as the priors of random ones ask.
-    groups = [
-        {"params": list(model.parameters()), "weight_decay": CYCLE},
-        {"params": list(guide.parameters())},
-    ]
-    optimizer = torch.optim.Adam(groups, lr=2e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with trange(steps, desc=f"{name:20}", leave=False, mininterval=0.5) as progress:
-        for i in progress:
-            optimizer.zero_grad()
-            value = loss(x, y)
-            value.backward()
-            optimizer.step()
-            schedule.step()
-            if i % 100 == 0:
-                progress.set_postfix(loss=f"{value.item():.1f}")
+def train(model: Model, guide: AutoPosterior, x: Tensor, y: Tensor, steps: int) -> None:
+    def optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        # If the model has learned weights, they decay about as fast as the priors of random ones
+        # ask; the noise does not.
+        learned = set(model.parameters())
+        decayed = {"params": list(learned), "weight_decay": CYCLE, "lr": LEARNING_RATE}
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p not in learned]
+        return torch.optim.Adam([decayed, *groups])
+
+    settings = {"batch_size": len(x), "lr": LEARNING_RATE, "optimizer": optimizer}
+    fit(model, guide, (x, y), steps, **settings)
 
 
 def forecast(
@@ -259,7 +255,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     for name, (net, make) in networks(series.train[0]).items():
         model = Model(net)
         guide = make(model)
-        train(model, guide, *series.train, args.steps, name)
+        train(model, guide, *series.train, args.steps)
         *forecasts[name], log_density = forecast(model, guide, series, args.samples)
         rows[name] = scores(*forecasts[name], log_density, truth)
     print(table(rows))
