@@ -66,7 +66,8 @@ def test_reaches_the_optimum_of_a_conjugate_model():
     y = x @ torch.tensor([1.0, -0.5, 0.2]) + 0.5 * torch.randn(N)
     model = BNN(nn.Linear(3, 1, bias=False), Normal(0.5))
     guide = AutoReparameterization(model)
-    history = fit(model, guide, (x, y), epochs=1000, batch_size=N, num_particles=2)
+    settings = {"batch_size": N, "num_particles": 2, "scale_lr": 0.01}
+    history = fit(model, guide, (x, y), epochs=1000, **settings)
     precision = N / 0.25 + 1
     posterior = guide["weight" if "weight" in guide else "net.weight"].base()
     torch.testing.assert_close(posterior.mean[0], x.T @ y / 0.25 / precision, rtol=0, atol=5e-3)
