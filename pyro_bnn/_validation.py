@@ -53,17 +53,33 @@ def nan_arguments(
     function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[str]:
     """Descriptions of the arguments of a function that have NaN."""
+    return _arguments_with(torch.isnan, function, args, kwargs)
+
+
+def infinite_arguments(
+    function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Descriptions of the arguments of a function that have infinite values."""
+    return _arguments_with(torch.isinf, function, args, kwargs)
+
+
+def _arguments_with(
+    test: Callable[[Tensor], Tensor],
+    function: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> list[str]:
     named: dict[str, Any] = {str(i): arg for i, arg in enumerate(args)} | dict(kwargs)
     return [
-        f"`{_name(function, key)}` ({int(x.isnan().sum())} of {x.numel()} values)"
+        f"`{_name(function, key)}` ({int(test(x).sum())} of {x.numel()} values)"
         for key, x in named.items()
-        if isinstance(x, Tensor) and x.is_floating_point() and _has_nan(x)
+        if isinstance(x, Tensor) and x.is_floating_point() and _has(test, x)
     ]
 
 
-def _has_nan(x: Tensor) -> bool:
-    # A sum is several times cheaper than `isnan`, and NaN if any term is.
-    return has_values(x) and bool(x.detach().sum().isnan()) and bool(x.isnan().any())
+def _has(test: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    # A sum is several times cheaper than `isnan`, and not finite if any term is not.
+    return has_values(x) and not bool(x.detach().sum().isfinite()) and bool(test(x).any())
 
 
 def _name(function: Callable[..., Any] | None, key: str) -> str:

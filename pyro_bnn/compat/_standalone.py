@@ -55,7 +55,8 @@ class Standalone(ReturnsKL):
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
         ValueError: if the network has no random weights, or one without a posterior in the
             guide, or if ``kl_weight`` is negative or not finite; in the first call, if the network
-            calls ``pyro.sample`` itself.
+            calls ``pyro.sample`` itself; in a backward pass through ``kl`` that is not compiled, if
+            a gradient is not finite.
 
     Example:
         >>> net = BayesianLinear(3, 2)
@@ -143,6 +144,7 @@ class Standalone(ReturnsKL):
     def _set_up(self) -> None:
         # Kept out of the registered modules: it is the network once more.
         state = self.__dict__
+        state.pop("_watched", None)
         state["_checked"] = False
         state["_net"] = self.net
         state["_twins"] = twins = Twins(self.net, PyroModule, Prior)
@@ -182,7 +184,7 @@ class Standalone(ReturnsKL):
         self._set_up()
 
 
-_MADE = ("_net", "_twins", "_lasting", "_twin", "_sites", "_late")
+_MADE = ("_net", "_twins", "_lasting", "_twin", "_sites", "_late", "_watched")
 
 
 class _NoSample(Messenger):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._gradients import check_gradients
 from .._validation import check_kl_weight
 from ..posteriors import Posterior
 from ..posteriors._groups import parameter_groups
@@ -61,4 +62,16 @@ class ReturnsKL(nn.Module):
     def _weighted(self, kl: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a number would be compiled in, again at each change
             return kl * self._kl_factor
-        return kl if self._kl_weight == 1 else kl * self._kl_weight
+        kl = kl if self._kl_weight == 1 else kl * self._kl_weight
+        if kl.requires_grad:
+            check_gradients(kl, self._leaves())
+        return kl
+
+    def _leaves(self) -> dict[str, Tensor]:
+        known = self.__dict__.get("_watched")
+        if known is None:
+            known = dict(self.named_parameters())
+            # To list them takes long; those of a `functional_call` are there for a while only.
+            if all(isinstance(p, nn.Parameter) for p in known.values()):
+                self.__dict__["_watched"] = known
+        return known

@@ -42,7 +42,8 @@ class WithKL(ReturnsKL):
         times ``kl_weight``, a scalar.
 
     Raises:
-        ValueError: if the network has no such layer, or ``kl_weight`` is negative or not finite.
+        ValueError: if the network has no such layer, or ``kl_weight`` is negative or not finite; in
+            a backward pass through ``kl`` that is not compiled, if a gradient is not finite.
 
     Example:
         >>> net = torch.nn.Sequential(LinearFlipout(3, 4), torch.nn.ReLU(), LSTMRadial(4, 2))
@@ -85,6 +86,7 @@ class WithKL(ReturnsKL):
         known, twins = self.__dict__.get("_twins", ((), None))
         if len(known) != len(layers) or not all(map(is_, known, layers)):
             twins = Twins(self.net, VariationalLayer)
+            self.__dict__.pop("_watched", None)
             self.__dict__["_twins"] = layers, twins
         made = twins()
         return made[-1], [made[twins.index[id(layer)]] for layer in layers]
@@ -93,12 +95,16 @@ class WithKL(ReturnsKL):
         return (q for _, layer in _layers(self.net) for q in layer._posteriors.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in state_to_pickle(self).items() if k != "_twins"}
+        return {k: v for k, v in state_to_pickle(self).items() if k not in _MADE}
 
     def _replicate_for_data_parallel(self) -> Any:
         replica: Any = super()._replicate_for_data_parallel()
-        replica.__dict__.pop("_twins", None)
+        for name in _MADE:
+            replica.__dict__.pop(name, None)
         return replica
+
+
+_MADE = ("_twins", "_watched")
 
 
 def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .._gradients import alive
 from ._sites import referred_modules
-
-
-def alive(kind: type) -> list[Any]:
-    """All instances of a class that there are; takes tens of milliseconds."""
-    return [x for x in gc.get_objects() if issubclass(type(x), kind)]
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .._gradients import check_gradients
 from .._recomputation import wait_for_backward
-from .._validation import check_kl_weight, nan_arguments
+from .._validation import check_kl_weight, infinite_arguments, nan_arguments
 from ..distributions._divergence import normal_kl
 from ..estimators._estimator import normals
 from ._kl import add_up, analytic_kl, is_small, joint_kl
@@ -45,8 +46,11 @@ class TraceKL_ELBO(Trace_ELBO):
         kwargs: arguments of ``pyro.infer.Trace_ELBO`` (``num_particles`` and so on).
 
     Raises:
-        ValueError: if ``kl_weight`` is negative or not finite; in a step whose loss is NaN,
-            before any gradient is taken, naming the sites and arguments where NaN appeared.
+        ValueError: if ``kl_weight`` is negative or not finite; in a step whose loss is not finite,
+            before any gradient is taken, naming the sites and arguments where that appeared; in the
+            backward pass if a gradient is not finite, before a parameter is changed. Losses that
+            are evaluated without gradients may be infinite. Under a ``GradScaler``, it skips
+            steps with such gradients itself.
 
     Example:
         >>> net = BayesianLinear(3, 2)
@@ -95,7 +99,9 @@ class TraceKL_ELBO(Trace_ELBO):
                 for site in trace.nodes.values():
                     if site["type"] == "sample":
                         check_site_shape(site, self.max_plate_nesting)
-        self._check_nan(model, model_trace, args, kwargs)
+        _check_finite(model, model_trace, args, kwargs)
+        if torch.is_grad_enabled():
+            _check_gradients(model, model_trace, guide_trace, args, kwargs)
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(
@@ -108,21 +114,50 @@ class TraceKL_ELBO(Trace_ELBO):
             wait_for_backward(surrogate, values)
         return loss, surrogate
 
-    def _check_nan(
-        self, model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any
-    ) -> None:
-        if not math.isnan(torch_item(model_trace.log_prob_sum())):
-            return
-        sites = [
-            name
-            for name, site in model_trace.nodes.items()
-            if site["type"] == "sample" and math.isnan(torch_item(_own_log_prob(site)))
-        ]
-        found = nan_arguments(model, args, kwargs)
-        cause = f"NaN in the arguments {', '.join(found)}" if found else "no argument has NaN"
-        raise ValueError(
-            f"the log probability of the sites {sites} is NaN ({cause}); no parameter was changed"
-        )
+
+def _check_finite(model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any) -> None:
+    """Refuses a loss of NaN, and one that is infinite if it is to be differentiated."""
+    value = torch_item(model_trace.log_prob_sum())
+    if math.isfinite(value) or (math.isinf(value) and not torch.is_grad_enabled()):
+        return
+    sites = [
+        name
+        for name, site in model_trace.nodes.items()
+        if site["type"] == "sample" and not math.isfinite(torch_item(_own_log_prob(site)))
+    ]
+    raise ValueError(
+        f"the log probability of the sites {sites} is {value} "
+        f"({_cause(model, args, kwargs) or 'no argument has NaN or infinite values'}); no "
+        "parameter was changed"
+    )
+
+
+def _check_gradients(
+    model: Callable[..., Any], model_trace: Trace, guide_trace: Trace, args: Any, kwargs: Any
+) -> None:
+    nodes: list[tuple[str, Site]] = [*guide_trace.nodes.items(), *model_trace.nodes.items()]
+    terms = (site["log_prob_sum"] for _, site in nodes if site["type"] == "sample")
+    term = next((x for x in terms if isinstance(x, Tensor) and x.requires_grad), None)
+    if term is not None:
+        leaves = {name: site["value"].unconstrained() for name, site in nodes if _is_leaf(site)}
+        check_gradients(term, leaves, lambda: _because(_cause(model, args, kwargs)))
+
+
+def _is_leaf(site: Site) -> bool:
+    return site["type"] == "param" and hasattr(site["value"], "unconstrained")
+
+
+def _cause(model: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """The arguments of a model that are not finite."""
+    kinds = {"NaN": nan_arguments, "infinite values": infinite_arguments}
+    found = {kind: arguments(model, args, kwargs) for kind, arguments in kinds.items()}
+    return "; ".join(
+        f"{kind} in the arguments {', '.join(names)}" for kind, names in found.items() if names
+    )
+
+
+def _because(cause: str) -> str:
+    return f" ({cause})" if cause else ""
 
 
 def _is_latent(site: Site) -> bool:
