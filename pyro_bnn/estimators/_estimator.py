@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence, register_kl
+from torch.distributions import (
+    Distribution,
+    Gumbel,
+    Independent,
+    Laplace,
+    Normal,
+    kl_divergence,
+    register_kl,
+)
 
 from ..distributions import NormalMixture
 from ..distributions._divergence import innermost, normal_kl
@@ -125,3 +133,13 @@ def _kl_estimated(q: Estimated, p: Independent) -> Tensor:
         except NotImplementedError:  # the prior is no mixture, nor a Normal
             pass
     return kl_divergence(Independent(q.base_dist, q.reinterpreted_batch_ndims), p)
+
+
+@register_kl(Estimated, Gumbel)
+@register_kl(Estimated, Laplace)
+@register_kl(Estimated, Normal)
+def _kl_scalars(q: Estimated, p: Distribution) -> Tensor:
+    """Of variables without dimensions of their own, whose priors are not made independent."""
+    if q.reinterpreted_batch_ndims:
+        raise NotImplementedError
+    return kl_divergence(q.base_dist, p)

@@ -19,7 +19,7 @@ from ..estimators._estimator import normals
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
     """The registered divergence in nats (for mixtures its bound), or None if there is none."""
     try:
-        return kl_divergence(q, p)
+        return torch.as_tensor(kl_divergence(q, p))  # Pyro's is 0.0 where all is masked
     except NotImplementedError:
         return None
 

@@ -24,7 +24,7 @@ from .._gradients import check_gradients
 from .._recomputation import wait_for_backward
 from .._validation import check_kl_weight, infinite_arguments, nan_arguments
 from ..distributions._divergence import normal_kl
-from ..estimators._estimator import normals
+from ..estimators._estimator import Estimated, normals
 from ._kl import add_up, analytic_kl, is_small, joint_kl
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
@@ -36,7 +36,8 @@ class TraceKL_ELBO(Trace_ELBO):
     .. math:: -\mathrm{ELBO} = -E_q[\log p(D \mid w)] + \beta \sum_{\text{sites}} KL(q \Vert p)
 
     A site's divergence is analytic if ``torch.distributions.kl_divergence`` has a formula for
-    its posterior and prior (for mixtures, a bound) and estimated by Monte Carlo otherwise; in
+    its posterior and prior (for mixtures, a bound) and estimated by Monte Carlo otherwise, also
+    where a guide that is not mean-field draws sites in another order than the model; in
     expectation the two agree with ``Trace_ELBO``. The densities of weights that a formula
     replaces are never computed.
 
@@ -46,7 +47,8 @@ class TraceKL_ELBO(Trace_ELBO):
         kwargs: arguments of ``pyro.infer.Trace_ELBO`` (``num_particles`` and so on).
 
     Raises:
-        ValueError: if ``kl_weight`` is negative or not finite; in a step whose loss is not finite,
+        ValueError: if ``kl_weight`` is negative or not finite, or ``num_particles`` not positive;
+            in a step whose loss is not finite,
             before any gradient is taken, naming the sites and arguments where that appeared; in the
             backward pass if a gradient is not finite, before a parameter is changed. Losses that
             are evaluated without gradients may be infinite. Under a ``GradScaler``, it skips
@@ -61,6 +63,8 @@ class TraceKL_ELBO(Trace_ELBO):
 
     def __init__(self, *, kl_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ValueError(f"`num_particles` (={self.num_particles}) must be a positive integer")
         self.kl_weight = kl_weight
 
     @property
@@ -89,7 +93,7 @@ class TraceKL_ELBO(Trace_ELBO):
         if self.kl_weight != 1:
             for site in (*latent.values(), *proposed.values()):
                 site["scale"] = self.kl_weight * site["scale"]
-        _fill_in_divergences([(latent[n], proposed[n]) for n in latent if n in proposed])
+        _fill_in_divergences([(latent[n], proposed[n]) for n in _integrable(latent, proposed)])
         # Both leave alone what has been filled in.
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
@@ -164,6 +168,22 @@ def _is_latent(site: Site) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
+def _integrable(latent: dict[str, Site], proposed: dict[str, Site]) -> list[str]:
+    """Sites over which the guide may be integrated, given what it has drawn before.
+
+    The prior of a site may depend on all sites before it in the model. If the guide draws one of
+    them later, it may depend on this site, whose divergence given the drawn value is then no
+    unbiased estimate. The posteriors of weights depend on nothing.
+    """
+    order = {name: i for i, name in enumerate(proposed)}
+    names, last = [], -1
+    for name in (name for name in latent if name in order):
+        if isinstance(proposed[name]["fn"], Estimated) or order[name] > last:
+            names.append(name)
+        last = max(last, order[name])
+    return names
+
+
 def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
     """Puts the divergences of sites in the places of their densities, if there are formulas.
 
@@ -173,9 +193,7 @@ def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
     for model_site, guide_site in sites:
         q, p = guide_site["fn"], model_site["fn"]
         scale, mask = guide_site["scale"], guide_site["mask"]
-        alike = model_site["mask"] is mask and (
-            model_site["scale"] is scale or model_site["scale"] == scale
-        )
+        alike = _equal(model_site["mask"], mask) and _equal(model_site["scale"], scale)
         # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
         if not alike or not q.has_rsample or isinstance(q, Delta):
             continue
@@ -196,6 +214,13 @@ def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
         for i, (model_site, guide_site, _) in enumerate(group):
             _fill_in(model_site, guide_site, zero if i else log_prob, zero)
             model_site["joint"] = guide_site["fn"]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two scales or masks, each a number, a tensor or None, are the same."""
+    if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
+        return a is b or a == b
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor) -> None:
