@@ -42,7 +42,7 @@ def test_uci(tmp_path):
     index = np.array([[*range(10)], [*range(20, 28), -1, -1]])
     np.savez(tmp_path / "line.npz", X=x, y=y, test_index=index)
     file = tmp_path / "results.json"
-    args = ("--steps", "200", "--samples", "100", "--jobs", "1", "--json", str(file))
+    args = ("--steps", "600", "--samples", "100", "--jobs", "1", "--json", str(file))
     output = run("uci.py", str(tmp_path), "--splits", "2", "--guides", "AutoLRT", *args)
     assert "refined VI" in output
     rows = json.loads(file.read_text())

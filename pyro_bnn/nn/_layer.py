@@ -65,11 +65,10 @@ class BayesianLayer:
             setattr(self, name, PyroSample(SitePrior(name + "_prior")))
 
     def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -> None:
-        _, strict, _, _, errors = args
-        random = [prefix + name for name in self._pyro_samples if prefix + name in state_dict]
-        if strict and random:
-            errors.append(plain_state(random))
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        # Only with `strict=True`, which torch tells no module, are these keys errors.
+        unexpected, random = args[3], {prefix + name for name in self._pyro_samples}
+        unexpected[:] = [_RandomKey(key) if key in random else key for key in unexpected]
 
     def __getattr__(self, name: str) -> Any:
         ties = self.__dict__.get("_ties")
@@ -136,3 +135,10 @@ class SitePrior:
     def __call__(self, layer: PyroModule) -> Any:
         # A call would count as a run of the network, after which no model can contain it.
         return getattr(layer, self.name).forward()
+
+
+class _RandomKey(str):
+    """The key of a weight that is random here, which says in torch's error what to do about it."""
+
+    def __format__(self, spec: str) -> str:
+        return f"{super().__format__(spec)} ({plain_state([str(self)])})"
