@@ -40,6 +40,9 @@ def check_gradients(
     if not result.requires_grad or is_transformed() or not has_values(result):
         return
 
+    # What `functional_call` has put there in their places may be no leaves: it has no gradient.
+    parameters = {name: p for name, p in parameters.items() if p.is_leaf}
+
     def check() -> None:
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         if not _sum_is_finite(grads):
