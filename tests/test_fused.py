@@ -24,11 +24,11 @@ from pyro_bnn.distributions._divergence import (
 )
 from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
 from pyro_bnn.distributions._normal_mixture import summed_mixture_kl_bound
-from pyro_bnn.estimators._flipout import random_signs
-from pyro_bnn.estimators._lrt import _with_noise
+from pyro_bnn.estimators._output_noise import _with_noise
 from pyro_bnn.estimators._products import _Product, product
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
 from pyro_bnn.estimators._repeated import Repeated
+from pyro_bnn.estimators._signs import random_signs
 from pyro_bnn.guides import AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear

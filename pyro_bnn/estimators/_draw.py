@@ -14,7 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .._recomputation import again
-from ._maps import CONVOLUTIONS, LINEAR, Convolution, LinearMap, Lookup
+from ._functions import METADATA, PLACES, PRODUCTS, RECURRENT, TRANSPOSES
+from ._inputs import problem
+from ._maps import LINEAR, LinearMap
+from ._one_weight import CONVOLUTIONS, Convolution, Lookup
 from ._sampled import sampled, unsampled
 
 
@@ -100,15 +103,15 @@ class Draw(torch.Tensor):
         kwargs = kwargs or {}
         if func in _RULES:
             return _RULES[func](*args, **kwargs)
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func in _PLACES:
+        if func in PLACES:
             return func(args[0].sample.loc)
-        if func in _TRANSPOSES and _is_transpose(*args, **kwargs):
+        if func in TRANSPOSES and _is_transpose(*args, **kwargs):
             weight = args[0] if args else kwargs["input"]
             return draw(weight.sample.mT)
-        if func in _PRODUCTS and "out" not in kwargs:
+        if func in PRODUCTS and "out" not in kwargs:
             left, right = _factors(*args, **kwargs)
             if func is torch.Tensor.__rmatmul__:
                 left, right = right, left
@@ -162,32 +165,11 @@ def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = No
     try:
         output = sample.meet(map, unsampled(plain(input), samples, 1 + map.space), bias)
     except (AttributeError, RuntimeError, TypeError) as error:
-        problem = _problem(map, input, sample.loc.dtype)
-        if problem is None:
+        found = problem(map, input, sample.loc.dtype)
+        if found is None:
             raise
-        raise TypeError(problem) from error
+        raise TypeError(found) from error
     return sampled(output) if samples > 0 else output
-
-
-def _problem(map: LinearMap, input: Any, dtype: torch.dtype) -> str | None:
-    """What a map cannot do with an input that is no tensor, or one of another dtype."""
-    of = f"the input of a layer with {_name(dtype)} weights"
-    if not isinstance(input, Tensor):
-        kind = f"{type(input).__module__}.{type(input).__name__}".removeprefix("builtins.")
-        needed = torch.long if isinstance(map, Lookup) else dtype
-        return (
-            f"{of} is a {kind}, not a tensor: convert it before, by "
-            f"`torch.tensor(numpy.asarray(x), dtype={needed})`"
-        )
-    if input.dtype == dtype or isinstance(map, Lookup):
-        return None
-    return f"{of} has the dtype {_name(input.dtype)}: convert it by `x.to({dtype})`" + (
-        f", or the weights by `.to({input.dtype})`" if input.is_floating_point() else ""
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -262,26 +244,6 @@ def _factors(input: Tensor, *right: Tensor, **named: Tensor) -> tuple[Tensor, ..
     return input, *right, *named.values()  # torch's names of the right one differ
 
 
-_METADATA = {
-    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "ndim")),
-    *(getattr(torch.Tensor, name) for name in ("size", "dim", "numel", "__len__")),
-    torch.Tensor.is_floating_point,
-    torch.is_floating_point,
-}
-_PLACES = {getattr(torch.Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu")}
-_TRANSPOSES = {
-    *(getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH")),
-    *(
-        getattr(where, name)
-        for where in (torch, torch.Tensor)
-        for name in ("t", "adjoint", "transpose", "swapaxes", "swapdims")
-    ),
-}
-_PRODUCTS = {
-    *(getattr(torch.Tensor, name) for name in ("matmul", "__matmul__", "__rmatmul__", "mm")),
-    *(torch.matmul, torch.mm),
-}
-RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     F.embedding: embedding,

@@ -7,13 +7,10 @@ ordinary tensors; weights and biases may have sample dimensions in front.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import square, wide
@@ -46,7 +43,7 @@ class LinearMap(ABC):
         rows = input.shape[: input.dim() - 1 - self.space]
         if not samples:
             return rows
-        _check_rows(input, 1 + self.space)
+        check_rows(input, 1 + self.space)
         if len(samples) == 1:
             return torch.broadcast_shapes(rows[:-1], samples) + rows[-1:]
         return torch.broadcast_shapes(rows, samples)
@@ -54,7 +51,7 @@ class LinearMap(ABC):
     def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
         """How many examples an input has, and their axis in the output (None for one alone)."""
         if samples:
-            _check_rows(input, 1 + self.space)
+            check_rows(input, 1 + self.space)
         if input.dim() == 1 + self.space:
             return 1, None
         axis = -2 - self.space if samples else -input.dim()
@@ -97,7 +94,7 @@ class Linear(LinearMap):
             )
         if weight.dim() == 2 and (bias is None or bias.dim() == 1):
             return product(input, weight, bias)
-        _check_rows(input, 1)
+        check_rows(input, 1)
         if weight.dim() == 2:
             output = product(input, weight)
         elif weight.dim() > 3 and weight.shape[-3] > 1:  # another weight for each row
@@ -136,94 +133,7 @@ class Steps(Linear):
         return signs[: x.shape[-2]] if self.index is None else signs[self.index]
 
 
-@dataclass(frozen=True)
-class Convolution(LinearMap):
-    """One of ``F.conv1d`` to ``F.conv3d`` and ``F.conv_transpose1d`` to ``F.conv_transpose3d``.
-
-    Attributes:
-        function: that function.
-        options: its further arguments: stride, padding and so on.
-    """
-
-    function: Callable[..., Tensor]
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Convolution:
-        options = dict(zip(_CONVOLUTIONS[function][2], args, strict=False)) | kwargs
-        return cls(function, tuple(options.items()))
-
-    @property
-    def space(self) -> int:  # type: ignore[override]
-        return _CONVOLUTIONS[self.function][0]
-
-    @property
-    def weight_dim(self) -> int:  # type: ignore[override]
-        return self.space + 2
-
-    @property
-    def sides(self) -> tuple[int, int]:  # type: ignore[override]
-        return _CONVOLUTIONS[self.function][1]
-
-    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        one_weight = weight.dim() == self.weight_dim and (bias is None or bias.dim() == 1)
-        if one_weight and input.dim() <= self.weight_dim:
-            return self.function(input, weight, bias, **dict(self.options))
-        _check_rows(input, 1 + self.space)
-        convolve = lambda x, w: self.function(x, w, **dict(self.options))
-        output = _over_samples(convolve, input, weight, self.space + 2, self.weight_dim)
-        return output if bias is None else output + self.align_bias(bias)
-
-
-@dataclass(frozen=True)
-class Lookup(LinearMap):
-    """``F.embedding``: the product of rows that are one at an index, and zero elsewhere.
-
-    Attributes:
-        padding_idx, scale_grad_by_freq, sparse: of ``F.embedding``; they affect gradients.
-    """
-
-    padding_idx: int | None = None
-    scale_grad_by_freq: bool = False
-    sparse: bool = False
-    weight_dim = 2
-    sides = (1, 0)
-
-    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if weight.dim() == self.weight_dim:
-            return self._look_up(input, weight)
-        return _over_samples(self._look_up, input, weight, input.dim(), self.weight_dim)
-
-    def rows(self, input: Tensor, samples: torch.Size) -> torch.Size:
-        return (samples[:-1] if len(samples) > 1 else samples) + input.shape
-
-    def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
-        return (input.shape[0], -1 - input.dim()) if input.dim() else (1, None)
-
-    def covariance(self, input: Tensor, other: Tensor, weight: Any, bias: Any) -> Tensor:
-        variance = wide(self(input, weight.scale)).square()
-        if input is other:
-            return variance
-        return torch.where((input == other).unsqueeze(-1), variance, 0)
-
-    def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
-        options = (self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
-        return F.embedding(input, weight, *options)
-
-
 LINEAR = Linear()
-_CONVOLVE = ("stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
-# Number of dimensions in space, dimensions of the weight for (output, input), options in order.
-_CONVOLUTIONS: dict[Callable[..., Tensor], tuple[int, tuple[int, int], tuple[str, ...]]] = {
-    F.conv1d: (1, (0, 1), _CONVOLVE),
-    F.conv2d: (2, (0, 1), _CONVOLVE),
-    F.conv3d: (3, (0, 1), _CONVOLVE),
-    F.conv_transpose1d: (1, (1, 0), _TRANSPOSED),
-    F.conv_transpose2d: (2, (1, 0), _TRANSPOSED),
-    F.conv_transpose3d: (3, (1, 0), _TRANSPOSED),
-}
-CONVOLUTIONS = tuple(_CONVOLUTIONS)
 
 
 def collapse(parameter: Tensor, event_dim: int) -> Tensor:
@@ -233,39 +143,9 @@ def collapse(parameter: Tensor, event_dim: int) -> Tensor:
     return parameter
 
 
-def _check_rows(input: Tensor, event_dim: int) -> None:
+def check_rows(input: Tensor, event_dim: int) -> None:
     if input.dim() <= event_dim:
         raise ValueError(
             f"`input` (shape {tuple(input.shape)}) must have a dimension for rows where weights "
             "have sample dimensions: use `input.unsqueeze(0)`"
         )
-
-
-def _over_samples(
-    f: Callable[[Tensor, Tensor], Tensor], input: Tensor, weight: Tensor, num_in: int, num_w: int
-) -> Tensor:
-    """``f`` for each index of the dimensions in front of the last ``num_in`` and ``num_w``."""
-    if weight.dim() > num_w + 1:  # the last sample dimension counts rows
-        if weight.shape[-num_w - 1] == 1:
-            weight = weight.squeeze(-num_w - 1)
-        else:
-            num_in -= 1
-    depth = max(input.dim() - num_in, weight.dim() - num_w)
-
-    def nested(depth: int, input: Tensor, weight: Tensor) -> Tensor:
-        if depth == 0:
-            return f(input, weight)
-        tensors: list[Tensor] = []
-        dims: list[int | None] = []
-        for x, num in ((input, num_in), (weight, num_w)):
-            repeats = x.dim() - num < depth
-            if not repeats and x.shape[0] == 1:
-                x, repeats = x[0], True
-            tensors.append(x)
-            dims.append(None if repeats else 0)
-        one = partial(nested, depth - 1)
-        if dims == [None, None]:
-            return one(*tensors).unsqueeze(0)
-        return torch.vmap(one, in_dims=tuple(dims))(*tensors)
-
-    return nested(depth, input, weight)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..estimators._draw import RECURRENT, recurrent
+from ..estimators._draw import recurrent
+from ..estimators._functions import RECURRENT
 
 Samples = dict[str, Tensor]
 

@@ -1,0 +1,170 @@
+"""Noise of outputs, for the uses of a weight that local reparameterization does not sample."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._autograd import is_transformed, owns
+from .._recomputation import again, in_step
+from ._draw import wants_grad
+from ._maps import LinearMap
+
+if TYPE_CHECKING:
+    from ._lrt import LRTSample
+
+
+class Use:
+    r"""The noise of one contraction, given those before it.
+
+    The noises of the contractions of one weight with :math:`x_1, x_2, \dots` are jointly Normal
+    for each row and output. Column by column of the Cholesky factor :math:`L` of their
+    covariance, noise :math:`k` is :math:`\sum_{j \le k} L_{kj} \epsilon_j`.
+    """
+
+    def __init__(
+        self,
+        map: LinearMap,
+        weight: LRTSample,
+        input: Tensor,
+        bias: LRTSample | None,
+        before: list[Use],
+        epsilon: Tensor | None = None,
+    ) -> None:
+        self.map = map
+        self.input = input
+        self.bias = bias
+        self.before = before
+        self.scale: Tensor
+        self.factors: list[Tensor] = []
+        self._latest: Use | None = None  # of its recomputations
+        variance = map.covariance(input, input, weight, bias)
+        rest = variance
+        for use in before:
+            covariance = map.covariance(
+                input, use.input, weight, bias if use.bias is bias else None
+            )
+            for factor, other in zip(self.factors, use.factors, strict=False):
+                covariance = covariance - factor * other
+            factor = torch.where(use.random, covariance / use.scale.where(use.random, 1), 0)
+            self.factors.append(factor)
+            rest = rest - factor.square()
+        if before:  # what is left of the same input is rounding error, with a huge gradient
+            shape = weight.shape[-map.weight_dim :]
+            num_terms = shape.numel() // shape[map.sides[0]]
+            resolution = 8 * torch.finfo(variance.dtype).eps * num_terms**0.5
+            rest = torch.where(rest > resolution * variance, rest, 0)
+        self.rest = rest
+        rows = map.rows(input, weight.shape[: -map.weight_dim])
+        shape = rows + rest.shape[rest.dim() - 1 - map.space :]
+        draw = lambda: torch.randn(shape, dtype=rest.dtype, device=rest.device)
+        self.epsilon = draw() if epsilon is None else in_step(epsilon, draw)
+
+    @property
+    def random(self) -> Tensor:
+        return self.scale > torch.finfo(self.scale.dtype).tiny ** 0.5
+
+    def fits(self, map: LinearMap, input: Tensor) -> bool:
+        return self.map == map and self.input.shape == input.shape
+
+    def repeated(self, weight: LRTSample, input: Tensor, bias: LRTSample | None) -> Use:
+        """The same use in a recomputation."""
+        is_trained = wants_grad(weight.scale) or wants_grad(input)
+        is_reentrant = is_trained and not self.scale.requires_grad
+        if is_reentrant:
+            unknown = [use for use in self.before if not use.has_graph]
+            unknown += [use for use in weight._uses if self in use.before and use.has_graph]
+            if unknown:
+                raise ValueError(
+                    "a weight drawn by local reparameterization is used inside an activation "
+                    "checkpoint with reentrance and outside of it, which leaves the gradient of "
+                    "their covariance out: pass `use_reentrant=False` to `checkpoint`"
+                )
+        before = [(use._latest or use)._recalled() for use in self.before]
+        new = Use(self.map, weight, input, bias, before, self.epsilon)
+        if is_reentrant:
+            self._latest = new  # the first had no graph
+        return new
+
+    @property
+    def has_graph(self) -> bool:
+        return self._latest is not None or self.scale.requires_grad
+
+    def _recalled(self) -> Use:
+        new = copy(self)
+        new.input, new.scale = again(self.input), again(self.scale)
+        new.factors = [again(factor) for factor in self.factors]
+        return new
+
+    def added_to(self, output: Tensor) -> Tensor:
+        dtype = output.dtype
+        output, self.scale = _with_noise(output, self.epsilon, self.rest)
+        del self.rest  # this lives as long as the weight
+        for factor, use in zip(self.factors, self.before, strict=True):
+            output = torch.addcmul(output, factor, use.epsilon)
+        return output if output.dtype is dtype else output.to(dtype)
+
+
+def in_float32(output: Tensor) -> AbstractContextManager[Any]:
+    """Keeps variances out of autocast where the outputs are in float16, which has no squares."""
+    if output.dtype is not torch.float16 or output.is_meta:
+        return nullcontext()
+    return torch.autocast(output.device.type, enabled=False)
+
+
+def closest(uses: list[Use], input: Tensor) -> Use:
+    """The use whose input was this one, up to rounding errors of a recomputation."""
+    if len(uses) == 1:
+        return uses[0]
+    return min(uses, key=lambda use: float((use.input.detach() - input.detach()).abs().sum()))
+
+
+def _sqrt(variance: Tensor) -> Tensor:
+    """Square root with gradient 0, not infinity, where the variance is 0."""
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt_()
+
+
+def _with_noise(mean: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean with standard noise that is made to have a variance; and the root of this."""
+    if is_transformed():
+        root = _sqrt(variance)
+        return torch.addcmul(mean, root, noise), root
+    return _WithNoise.apply(mean, noise, variance)
+
+
+class _WithNoise(Function):
+    """Keeps the root for its backward. Were it not returned, it could not be differentiated again.
+
+    Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
+    that made the variance 0, and vanishes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+        mean, noise, variance = args
+        root = _sqrt(variance)
+        ctx.set_materialize_grads(False)
+        ctx.mean_shape = mean.shape
+        ctx.save_for_backward(noise, root)
+        if owns(mean, root, noise):
+            ctx.mark_dirty(mean)
+            return mean.addcmul_(root, noise), root
+        return torch.addcmul(mean, root, noise), root
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        noise, root = ctx.saved_tensors
+        by_output, by_root = grads
+        by_mean = by_variance = None
+        if by_output is not None:
+            by_mean = by_output.sum_to_size(ctx.mean_shape)
+            by_variance = (by_output * noise).sum_to_size(root.shape).div_(root).mul_(0.5)
+        if by_root is not None:
+            own = (by_root / root).mul_(0.5)
+            by_variance = own if by_variance is None else by_variance.add_(own)
+        return by_mean, None, by_variance
