@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -18,14 +17,14 @@ from torch.distributions import transform_to
 
 from .._autograd import has_values
 from .._parameter_store import OwnParameters
-from .._validation import size_mismatch
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
+from ._states import ChecksStates
 
 _SHARED = Shared()
 
 
-class Posterior(PyroModule):
+class Posterior(ChecksStates, PyroModule):
     r"""The approximate posterior of one weight tensor: its parameters, and how it is drawn.
 
     A posterior owns ``loc`` and ``scale`` (and what else its family has) as Pyro parameters.
@@ -167,49 +166,6 @@ class Posterior(PyroModule):
 
     def _masked(self, x: Tensor) -> Tensor:
         return x if self.kept is None else x * self.kept
-
-    # Loading.
-
-    @property
-    def family(self) -> str:
-        """What the parameters mean: the numbers of one family are no state of another."""
-        return type(self).__name__
-
-    def load_errors(self, state: Mapping[str, Any], prefix: str) -> list[str]:
-        """Why a state, whose keys start with ``prefix``, is none of this posterior."""
-        own = {prefix + key: value for key, value in self._parameters.items() if value is not None}
-        errors = [size_mismatch(key, own[key], state[key]) for key in own if key in state]
-        kept = state.get(prefix + "kept")
-        if kept is not None:
-            try:
-                self.check_mask(kept)
-            except (TypeError, ValueError) as error:
-                errors.append(f"the mask `{prefix}kept` cannot be loaded: {error}")
-            if not own.keys() <= state.keys():
-                errors.append(f"the mask `{prefix}kept` is without the parameters that it is for")
-        return [error for error in errors if error]
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        errors = self.load_errors(state_dict, prefix)
-        if errors:
-            error_msgs += errors
-            return
-        if all(prefix + key in state_dict for key in self._parameters):
-            kept = state_dict.get(prefix + "kept")
-            device = next((p.device for p in self.parameters()), None)
-            self.kept = None if kept is None else torch.empty_like(kept, device=device)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
     def adapt(self, prior: dist.TorchDistribution) -> None:
         """Takes over the event of a site's prior, which a saved state does not tell.
