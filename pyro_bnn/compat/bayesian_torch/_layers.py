@@ -13,9 +13,8 @@ from ._arguments import (
     ConvolutionMixtureArguments,
     LinearArguments,
     LinearMixtureArguments,
-    LSTMArguments,
-    LSTMMixtureArguments,
 )
+from ._sequences import LSTMArguments, LSTMMixtureArguments
 
 
 class LinearReparameterization(ByReparameterization, LinearArguments, like(nn.Linear)):
