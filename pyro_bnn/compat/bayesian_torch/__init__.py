@@ -11,7 +11,7 @@ Everything is found here, and in modules of the names that bayesian-torch has (`
 """
 
 from . import _paths
-from ._base import BaseMixtureLayer_, BaseVariationalLayer_
+from ._base import BaseVariationalLayer_
 from ._calibration import (
     AUAvULoss,
     AvULoss,
@@ -55,6 +55,7 @@ from ._layers import (
     LSTMRadial,
     LSTMReparameterization,
 )
+from ._mixture_base import BaseMixtureLayer_
 from ._passing import BatchNorm1dLayer, BatchNorm2dLayer, BatchNorm3dLayer, Dropout, ReLU
 from ._paths import install, uninstall
 from ._util import MOPED, entropy, get_rho, mutual_information, predictive_entropy

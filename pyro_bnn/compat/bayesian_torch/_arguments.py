@@ -10,7 +10,8 @@ from ...estimators import Flipout, linear
 from ...posteriors import NormalPosterior, Posterior, RadialPosterior
 from .._checks import check_convolution, check_sizes
 from .._variational import VariationalLayer
-from ._base import BaseMixtureLayer_, BaseVariationalLayer_
+from ._base import BaseVariationalLayer_
+from ._mixture_base import BaseMixtureLayer_
 
 
 class ByReparameterization:

@@ -1,4 +1,4 @@
-"""The base classes: posteriors, priors and divergences of a layer."""
+"""The base class of all layers: posteriors, priors and KL divergences."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from ..._autograd import is_transformed
-from ...distributions import NormalMixture
 from ...distributions._divergence import trusted_normal
 from ...distributions._joint import MAX_SIZE
-from ...posteriors import MixturePosterior, Posterior
+from ...posteriors import Posterior
 from .._checks import check_broadcasts, check_finite, check_variances
 from .._variational import REDUCTIONS, VariationalLayer
 
@@ -133,109 +131,6 @@ class BaseVariationalLayer_(VariationalLayer):
     def __str__(self) -> str:
         # In bayesian-torch layers are told from each other by this.
         return f"{type(self).__name__}()"
-
-
-class BaseMixtureLayer_(BaseVariationalLayer_):
-    """Base class of the layers with mixtures of two Normals as posteriors and priors.
-
-    The two components of a posterior share a location ``mu``, from which they are ``delta`` of
-    their standard deviations away; ``eta`` are the logits of their weights.
-    """
-
-    PARTS: ClassVar[dict[str, str]] = {
-        "logits": "eta",
-        "loc": "mu",
-        "offset": "delta",
-        "scale": "rho",
-    }
-    posterior = MixturePosterior
-
-    def mixture_kl_div(
-        self,
-        mu_m1_d1: Tensor,
-        sigma_m1_d1: Tensor,
-        mu_m1_d2: Tensor,
-        sigma_m1_d2: Tensor,
-        mu_m2_d1: Tensor | float,
-        sigma_m2_d1: Tensor | float,
-        mu_m2_d2: Tensor | float,
-        sigma_m2_d2: Tensor | float,
-        eta: Tensor,
-        w: Tensor,
-    ) -> Tensor:
-        r"""One Monte Carlo sample of the divergence of two mixtures, :math:`\log q(w) - \log p(w)`.
-
-        Args:
-            mu_m1_d1, sigma_m1_d1, mu_m1_d2, sigma_m1_d2: means and standard deviations of the two
-                components of :math:`q`.
-            mu_m2_d1, sigma_m2_d1, mu_m2_d2, sigma_m2_d2: those of :math:`p`, equally likely.
-            eta: weights of the components of :math:`q`, shape ``(2,)``.
-            w: a draw from :math:`q`.
-
-        Returns:
-            The sum over the entries, in nats; their mean with ``kl_reduction="mean"``.
-        """
-        q = _mixture(eta, (mu_m1_d1, mu_m1_d2), (sigma_m1_d1, sigma_m1_d2), w)
-        half = torch.full_like(torch.as_tensor(eta, dtype=w.dtype), 0.5)
-        p = _mixture(half, (mu_m2_d1, mu_m2_d2), (sigma_m2_d1, sigma_m2_d2), w)
-        sample = q.log_prob(w) - p.log_prob(w)
-        return sample.mean() if self.kl_reduction == "mean" else sample.sum()
-
-    def _set_up_mixture(
-        self,
-        prior_means: tuple[float, float],
-        prior_variances: tuple[float, float],
-        posterior_mu_inits: tuple[float, float],
-        posterior_rho_inits: tuple[float, float],
-        kl_reduction: str,
-    ) -> None:
-        check_reduction(kl_reduction)
-        for k in (0, 1):
-            check_variances(**{f"prior_variance_{k + 1}": prior_variances[k]})
-            check_finite(
-                **{
-                    f"prior_mean_{k + 1}": prior_means[k],
-                    f"posterior_mu_init_{k + 1}": posterior_mu_inits[k],
-                    f"posterior_rho_init_{k + 1}": posterior_rho_inits[k],
-                }
-            )
-        self.kl_reduction = kl_reduction
-        self.prior_means, self.prior_variances = prior_means, prior_variances
-        self.posterior_mu_inits, self.posterior_rho_inits = posterior_mu_inits, posterior_rho_inits
-        self._make_random()
-
-    @torch.no_grad()
-    def _start(self, q: Any) -> None:
-        loc = q.loc_unconstrained
-        draw = lambda mean: torch.empty_like(loc).normal_(mean, 0.1)
-        means = torch.stack([draw(mu) for mu in self.posterior_mu_inits], -1)
-        rho = torch.stack([draw(rho) for rho in self.posterior_rho_inits], -1)
-        q.logits_unconstrained.zero_()
-        loc.copy_(means.mean(-1))
-        q.scale_unconstrained.copy_(rho)
-        q.offset_unconstrained.copy_((means - loc.unsqueeze(-1)) / F.softplus(rho))
-
-    def _prior_values(self, key: str, parameter: Tensor) -> dict[str, Tensor]:
-        first, second = (
-            prior_of(parameter, f"_{k + 1}", self.prior_means[k], self.prior_variances[k])
-            for k in (0, 1)
-        )
-        return first | second
-
-    def _prior(self, key: str) -> Distribution:
-        mu, sigma = (
-            torch.stack([self._get(self._prior_name(key, f"{part}_{k}")) for k in (1, 2)], -1)
-            for part in ("mu", "sigma")
-        )
-        return NormalMixture(torch.full_like(mu, 0.5), mu, sigma, validate_args=False)
-
-
-def _mixture(probs: Any, means: Any, sigmas: Any, like: Tensor) -> NormalMixture:
-    loc, scale = (
-        torch.stack([torch.as_tensor(x).to(like).expand(like.shape) for x in pair], -1)
-        for pair in (means, sigmas)
-    )
-    return NormalMixture(torch.as_tensor(probs).to(like), loc, scale, validate_args=False)
 
 
 def prior_of(

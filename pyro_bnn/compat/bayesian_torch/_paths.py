@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import _base, _calibration, _conversion, _layers, _passing, _util
+from . import _base, _calibration, _conversion, _layers, _mixture_base, _passing, _util
 
 _SPACES = ("1d", "2d", "3d")
 _CONVOLUTIONS = [f"{kind}{space}" for kind in ("Conv", "ConvTranspose") for space in _SPACES]
@@ -66,7 +66,7 @@ def _table() -> dict[str, list[str]]:
 def _value(name: str) -> Any:
     if name in _BNN_LAYERS:
         return _conversion.converted
-    for module in (_layers, _passing, _base, _conversion, _util, _calibration):
+    for module in (_layers, _passing, _base, _mixture_base, _conversion, _util, _calibration):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..._validation import check_positive
 from .._variational import VariationalLayer
 from ._arguments import ByRadial
-from ._base import BaseMixtureLayer_
 from ._conversion import KINDS, NO_MOPED, set_to_trained
+from ._mixture_base import BaseMixtureLayer_
 
 
 def entropy(prob: Any) -> Any:
