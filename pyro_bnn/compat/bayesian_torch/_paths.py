@@ -8,15 +8,16 @@ from importlib.machinery import ModuleSpec
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from . import _base, _calibration, _conversion, _layers, _mixture_base, _passing, _util
+from ._conversion import converted
+from ._util import get_kernel_size
 
 _SPACES = ("1d", "2d", "3d")
 _CONVOLUTIONS = [f"{kind}{space}" for kind in ("Conv", "ConvTranspose") for space in _SPACES]
 _NORMS = [f"BatchNorm{space}Layer" for space in _SPACES]
 _OF_SAMPLES = ["entropy", "predictive_entropy", "mutual_information"]
 _BNN_LAYERS = ["bnn_linear_layer", "bnn_conv_layer", "bnn_lstm_layer"]
+_UNLISTED = {"get_kernel_size": get_kernel_size, **dict.fromkeys(_BNN_LAYERS, converted)}
 _FOLDERS = {
     "variational": "Reparameterization",
     "flipout": "Flipout",
@@ -63,22 +64,14 @@ def _table() -> dict[str, list[str]]:
     }
 
 
-def _value(name: str) -> Any:
-    if name in _BNN_LAYERS:
-        return _conversion.converted
-    for module in (_layers, _passing, _base, _mixture_base, _conversion, _util, _calibration):
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AssertionError(name)
-
-
 def make(root: str) -> None:
     """Makes the modules under ``root``, a module that is there, and puts them into its place."""
     table = _table()
+    found = vars(sys.modules[__package__]) | _UNLISTED
     for path, names in table.items():
         is_package = any(other.startswith(path + ".") for other in table)
         module = _module(f"{root}.{path}", is_package=is_package)
-        vars(module).update({name: _value(name) for name in names}, __all__=names)
+        vars(module).update({name: found[name] for name in names}, __all__=names)
 
 
 def _module(name: str, *, is_package: bool) -> ModuleType:
