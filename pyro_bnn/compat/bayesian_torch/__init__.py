@@ -11,15 +11,9 @@ Everything is found here, and in modules of the names that bayesian-torch has (`
 """
 
 from . import _paths
+from ._agreement import accuracy_vs_uncertainty, eval_avu
 from ._base import BaseVariationalLayer_
-from ._calibration import (
-    AUAvULoss,
-    AvULoss,
-    EaCLoss,
-    EaULoss,
-    accuracy_vs_uncertainty,
-    eval_avu,
-)
+from ._calibration import AUAvULoss, AvULoss, EaCLoss, EaULoss
 from ._conversion import dnn_to_bnn, get_kl_loss
 from ._layers import (
     Conv1dFlipout,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..._validation import check_positive
 from .._checks import check_finite
-from ._util import _as
-
-_EPS = 1e-10
+from ._agreement import EPS, accuracy_vs_uncertainty, part, soft_agreement, thresholds_between
 
 
 class _Loss(nn.Module):
@@ -21,7 +17,7 @@ class _Loss(nn.Module):
         self.beta = beta
 
     def _of(self, agreement: Tensor) -> Tensor:
-        return -self.beta * torch.log(agreement + _EPS)
+        return -self.beta * torch.log(agreement + EPS)
 
 
 class _OfClasses(_Loss):
@@ -29,7 +25,7 @@ class _OfClasses(_Loss):
 
     def entropy(self, prob: Tensor) -> Tensor:
         """The entropy of probabilities along the last dimension, in nats."""
-        return -(prob * torch.log(prob + _EPS)).sum(-1)
+        return -(prob * torch.log(prob + EPS)).sum(-1)
 
     def expected_entropy(self, mc_preds: Tensor) -> Tensor:
         """The mean of the entropies of sampled probabilities, ``(samples, batch, classes)``."""
@@ -118,7 +114,9 @@ class AvULoss(_OfClasses):
     ) -> Tensor:
         check_finite(optimal_uncertainty_threshold=optimal_uncertainty_threshold)
         right, weight, unc = self._assessed(logits, labels, type)
-        return self._of(_soft(right, weight, unc, optimal_uncertainty_threshold)).reshape(1)
+        return self._of(soft_agreement(right, weight, unc, optimal_uncertainty_threshold)).reshape(
+            1
+        )
 
 
 class AUAvULoss(_OfClasses):
@@ -148,8 +146,8 @@ class AUAvULoss(_OfClasses):
         return self._area(right, weight, unc)
 
     def _area(self, right: Tensor, weight: Tensor, unc: Tensor) -> Tensor:
-        levels, thresholds = _thresholds(unc.detach())
-        curve = _soft(right, weight, unc, thresholds.unsqueeze(-1))
+        levels, thresholds = thresholds_between(unc.detach())
+        curve = soft_agreement(right, weight, unc, thresholds.unsqueeze(-1))
         return torch.trapezoid(curve, levels.to(curve))
 
 
@@ -176,7 +174,7 @@ class EaULoss(_Loss):
         self, error: Tensor, unc: Tensor, error_th: float | Tensor, unc_th: float | Tensor
     ) -> Tensor:
         low, weight = _of_error(error, unc, error_th)
-        return self._of(_soft(low, weight, unc, unc_th)).reshape(1)
+        return self._of(soft_agreement(low, weight, unc, unc_th)).reshape(1)
 
 
 class EaCLoss(_Loss):
@@ -195,7 +193,7 @@ class EaCLoss(_Loss):
         low, weight = _of_error(error, conf, error_th)
         certain = conf > conf_th
         weight = weight * torch.where(certain, conf, 1 - conf)
-        return self._of(_part(weight, low == certain)).reshape(1)
+        return self._of(part(weight, low == certain)).reshape(1)
 
 
 def _of_error(error: Tensor, unc: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -206,56 +204,3 @@ def _of_error(error: Tensor, unc: Tensor, threshold: float | Tensor) -> tuple[Te
         )
     low = error <= threshold
     return low, torch.where(low, 1 - error.tanh(), error.tanh())
-
-
-def _soft(good: Tensor, weight: Tensor, unc: Tensor, thresholds: float | Tensor) -> Tensor:
-    """The part of the weights where good predictions are certain and others are not."""
-    certain = unc.double() <= thresholds
-    doubt = unc.tanh()
-    return _part(weight * torch.where(certain, 1 - doubt, doubt), good == certain)
-
-
-def _part(weight: Tensor, agrees: Tensor) -> Tensor:
-    return (weight * agrees).sum(-1) / (weight.sum(-1) + _EPS)
-
-
-def _thresholds(unc: Tensor) -> tuple[Tensor, Tensor]:
-    levels = torch.linspace(0, 1, 21, dtype=torch.double, device=unc.device)
-    least, most = unc.aminmax()
-    return levels, least + levels * (most - least)
-
-
-def accuracy_vs_uncertainty(
-    pred_label: Any, true_label: Any, uncertainty: Any, optimal_threshold: Any
-) -> Any:
-    """The fraction of predictions that are accurate and certain, or neither.
-
-    Args:
-        pred_label, true_label: labels of shape ``(batch,)``, tensors or arrays.
-        uncertainty: likewise, say of :func:`predictive_entropy`.
-        optimal_threshold: up to which a prediction counts as certain.
-
-    Returns:
-        A number between 0 and 1; a tensor for tensors.
-    """
-    given = uncertainty
-    pred_label, true_label, uncertainty = map(
-        torch.as_tensor, (pred_label, true_label, uncertainty)
-    )
-    certain = uncertainty.double() <= optimal_threshold
-    return _as(given, ((pred_label == true_label) == certain).double().mean(-1))
-
-
-def eval_avu(pred_label: Any, true_label: Any, uncertainty: Any) -> tuple[Any, Any]:
-    """Accuracy versus uncertainty at 21 thresholds between the extreme uncertainties.
-
-    Args:
-        pred_label, true_label, uncertainty: as for :func:`accuracy_vs_uncertainty`.
-
-    Returns:
-        The fractions and the thresholds, each of shape ``(21,)``; arrays for arrays.
-    """
-    given = torch.as_tensor(uncertainty)
-    _, thresholds = _thresholds(given)
-    curve = accuracy_vs_uncertainty(pred_label, true_label, given, thresholds.unsqueeze(-1))
-    return _as(uncertainty, curve), _as(uncertainty, thresholds)
