@@ -34,14 +34,11 @@ def check_gradients(
 
     Args:
         result: a part of the loss.
-        parameters: by the names that an error tells.
+        parameters: leaves, by the names that an error tells.
         cause: says what is known of the reason.
     """
     if not result.requires_grad or is_transformed() or not has_values(result):
         return
-
-    # What `functional_call` has put there in their places may be no leaves: it has no gradient.
-    parameters = {name: p for name, p in parameters.items() if p.is_leaf}
 
     def check() -> None:
         grads = [p.grad for p in parameters.values() if p.grad is not None]

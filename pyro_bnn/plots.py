@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import scores
-from .conversion._pruning import weight_posteriors
+from .conversion._pruning import THRESHOLD, weight_posteriors
 from .guides import AutoPosterior
 from .models import History, Prediction
 from .models._prediction import CLASSES
@@ -28,7 +28,6 @@ __all__ = [
     "signal_to_noise",
 ]
 
-_KEPT = 0.83  # ratio below which `pyro_bnn.prune` removes weights
 _SMALLEST = 1e-3  # ratio that is drawn; smaller ones are shown as this
 
 
@@ -108,7 +107,7 @@ def reliability(prediction: Prediction, y: Any, *, num_bins: int = 10, ax: Any =
         ax.set(xlabel="probability of a quantile", ylabel="frequency of targets below")
     else:
         confidence, predicted = prediction.probs.max(-1)
-        _bars(ax, _array(confidence), _array(predicted == y), num_bins)
+        _bars(ax, confidence, predicted == y, num_bins)
         error = scores.calibration_error(confidence, predicted == y)
         ax.set(xlabel="probability of the predicted class", ylabel="accuracy")
         ax.set_title(f"calibration error {error:.3f}", fontsize="medium")
@@ -197,7 +196,7 @@ def signal_to_noise(
     for name, posterior in found.items():
         ratio = _array(posterior.signal_to_noise()).reshape(-1)
         ax.ecdf(ratio.clip(_SMALLEST), label=name)
-    ax.axvline(_KEPT, color="gray", linestyle="--", linewidth=1)
+    ax.axvline(THRESHOLD, color="gray", linestyle="--", linewidth=1)
     ax.set(xscale="log", xlabel="|mean| / standard deviation", ylabel="fraction below")
     ax.set(xlim=(_SMALLEST, None), ylim=(0, 1))
     ax.legend(fontsize="small")
@@ -209,17 +208,16 @@ def history(history: History, *, ax: Any = None) -> Any:
     return history.plot(_axes(ax))
 
 
-def _bars(ax: Any, confidence: Any, correct: Any, num_bins: int) -> None:
-    edges = np.linspace(0, 1, num_bins + 1)
-    bins = np.clip(np.ceil(confidence.reshape(-1) * num_bins).astype(int), 1, num_bins) - 1
-    counts = np.bincount(bins, minlength=num_bins)
-    right = np.bincount(bins, correct.reshape(-1), num_bins)
-    used = counts > 0
+def _bars(ax: Any, confidence: Tensor, correct: Tensor, num_bins: int) -> None:
+    bins = scores.in_bins(confidence.cpu(), num_bins)
+    counts = _array(bins.bincount(minlength=num_bins))
+    right = _array(bins.bincount(correct.cpu().flatten().double(), num_bins))
+    edges, used = np.arange(num_bins) / num_bins, counts > 0
     style = {"width": 1 / num_bins, "align": "edge", "linewidth": 1}
     accuracy = right[used] / counts[used]
-    ax.bar(edges[:-1][used], accuracy, color="C0", edgecolor="white", label="accuracy", **style)
+    ax.bar(edges[used], accuracy, color="C0", edgecolor="white", label="accuracy", **style)
     share = counts / counts.sum()
-    ax.bar(edges[:-1], share, color="C1", alpha=0.6, label="share of data", **style)
+    ax.bar(edges, share, color="C1", alpha=0.6, label="share of data", **style)
 
 
 def _uncertainty(prediction: Prediction, name: str) -> Tensor:

@@ -50,9 +50,13 @@ def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -
     """
     check_alike(confidence=confidence, correct=correct)
     gap = correct.double().flatten() - confidence.double().flatten()
-    bins = (confidence.flatten() * num_bins).ceil().long().clamp(1, num_bins) - 1
-    sums = gap.new_zeros(num_bins).index_add(0, bins, gap)
+    sums = in_bins(confidence, num_bins).bincount(gap)
     return float(sums.abs().sum() / gap.numel())
+
+
+def in_bins(confidence: Tensor, num_bins: int) -> Tensor:
+    """The index of each probability's bin, of bins of equal width that are closed above."""
+    return (confidence.flatten() * num_bins).ceil().long().clamp(1, num_bins) - 1
 
 
 def crps(samples: Tensor, y: Tensor) -> Tensor:

@@ -74,4 +74,6 @@ class ReturnsKL(nn.Module):
             # To list them takes long; those of a `functional_call` are there for a while only.
             if all(isinstance(p, nn.Parameter) for p in known.values()):
                 self.__dict__["_watched"] = known
+            else:
+                known = {name: p for name, p in known.items() if p.is_leaf}
         return known

@@ -13,6 +13,8 @@ from ..guides import AutoPosterior
 from ..posteriors import ConstrainedPosterior, Posterior
 from ._table import table
 
+THRESHOLD = 0.83  # the ratio of mean to standard deviation at which weights are removed
+
 
 class Sparsity(dict[str, float]):
     """The fraction of pruned weights by site; prints as a table.
@@ -39,7 +41,7 @@ def pruned_fraction(kept: Tensor) -> float:
 
 
 def pruning_masks(
-    guide: AutoPosterior, threshold: float = 0.83, *, sites: str | Collection[str] = "*"
+    guide: AutoPosterior, threshold: float = THRESHOLD, *, sites: str | Collection[str] = "*"
 ) -> dict[str, Tensor]:
     r"""Which weights carry a signal, :math:`|\mu| / \sigma > t`.
 
@@ -118,7 +120,7 @@ def prune(
     if threshold is not None and fraction is not None:
         raise ValueError(f"give `threshold` (={threshold}) or `fraction` (={fraction}), not both")
     if fraction is None:
-        masks = pruning_masks(guide, 0.83 if threshold is None else threshold, sites=sites)
+        masks = pruning_masks(guide, THRESHOLD if threshold is None else threshold, sites=sites)
     else:
         masks = _masks_of_fraction(weight_posteriors(guide, sites), fraction)
     for name, kept in masks.items():  # all of them, before one of them changes

@@ -143,12 +143,10 @@ def _check_gradients(
     terms = (site["log_prob_sum"] for _, site in nodes if site["type"] == "sample")
     term = next((x for x in terms if isinstance(x, Tensor) and x.requires_grad), None)
     if term is not None:
-        leaves = {name: site["value"].unconstrained() for name, site in nodes if _is_leaf(site)}
+        values = {name: site["value"] for name, site in nodes if site["type"] == "param"}
+        held = {n: v.unconstrained() for n, v in values.items() if hasattr(v, "unconstrained")}
+        leaves = {name: x for name, x in held.items() if x.is_leaf}
         check_gradients(term, leaves, lambda: _because(_cause(model, args, kwargs)))
-
-
-def _is_leaf(site: Site) -> bool:
-    return site["type"] == "param" and hasattr(site["value"], "unconstrained")
 
 
 def _cause(model: Callable[..., Any], args: Any, kwargs: Any) -> str:
