@@ -123,45 +123,27 @@ class LinearFlipout(ByFlipout, LinearArguments, like(nn.Linear)):
 
 
 class Conv1dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv1d)):
-    """``nn.Conv1d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`Conv1dReparameterization`.
-    """
+    """``nn.Conv1d`` by flipout; see :class:`Conv1dReparameterization`."""
 
 
 class Conv2dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv2d)):
-    """``nn.Conv2d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`Conv2dReparameterization`.
-    """
+    """``nn.Conv2d`` by flipout; see :class:`Conv2dReparameterization`."""
 
 
 class Conv3dFlipout(ByFlipout, ConvolutionArguments, like(nn.Conv3d)):
-    """``nn.Conv3d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`Conv3dReparameterization`.
-    """
+    """``nn.Conv3d`` by flipout; see :class:`Conv3dReparameterization`."""
 
 
 class ConvTranspose1dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose1d)):
-    """``nn.ConvTranspose1d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`ConvTranspose1dReparameterization`.
-    """
+    """``nn.ConvTranspose1d`` by flipout; see :class:`ConvTranspose1dReparameterization`."""
 
 
 class ConvTranspose2dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose2d)):
-    """``nn.ConvTranspose2d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`ConvTranspose2dReparameterization`.
-    """
+    """``nn.ConvTranspose2d`` by flipout; see :class:`ConvTranspose2dReparameterization`."""
 
 
 class ConvTranspose3dFlipout(ByFlipout, ConvolutionArguments, like(nn.ConvTranspose3d)):
-    """``nn.ConvTranspose3d`` with Normal posteriors, one weight for each example by flipout.
-
-    See :class:`ConvTranspose3dReparameterization`.
-    """
+    """``nn.ConvTranspose3d`` by flipout; see :class:`ConvTranspose3dReparameterization`."""
 
 
 class LSTMFlipout(ByFlipout, LSTMArguments, like(nn.LSTM)):
@@ -220,24 +202,15 @@ class LinearMixture(LinearMixtureArguments, like(nn.Linear)):
 
 
 class Conv1dMixture(ConvolutionMixtureArguments, like(nn.Conv1d)):
-    """``nn.Conv1d`` with mixtures of two Normals as posteriors and priors.
-
-    See :class:`Conv1dReparameterization`.
-    """
+    """``nn.Conv1d`` with mixtures of two Normals; see :class:`Conv1dReparameterization`."""
 
 
 class Conv2dMixture(ConvolutionMixtureArguments, like(nn.Conv2d)):
-    """``nn.Conv2d`` with mixtures of two Normals as posteriors and priors.
-
-    See :class:`Conv2dReparameterization`.
-    """
+    """``nn.Conv2d`` with mixtures of two Normals; see :class:`Conv2dReparameterization`."""
 
 
 class Conv3dMixture(ConvolutionMixtureArguments, like(nn.Conv3d)):
-    """``nn.Conv3d`` with mixtures of two Normals as posteriors and priors.
-
-    See :class:`Conv3dReparameterization`.
-    """
+    """``nn.Conv3d`` with mixtures of two Normals; see :class:`Conv3dReparameterization`."""
 
 
 class ConvTranspose1dMixture(ConvolutionMixtureArguments, like(nn.ConvTranspose1d)):
