@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..conversion._bayesianize import join, make_pyro, make_random
+from ..conversion._pyro_modules import join, make_pyro, make_random
 from ..conversion._weights import copied
 from ..guides import AutoPosterior, AutoReparameterization
 from ..guides._sites import sample_attributes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..conversion import bayesianize
-from ..conversion._bayesianize import join, make_pyro
+from ..conversion._pyro_modules import join, make_pyro
 from ..conversion._weights import copied
 from ._likelihood import Likelihood, as_likelihood
 from ._rows import as_mask, as_weight, masked
