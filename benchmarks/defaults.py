@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import Recipe, final_elbo, predictive_log_density, train
+from recipe import Recipe, final_elbo, train
 from tasks import tasks
 
-from pyro_bnn import guides
+from pyro_bnn import evaluate, guides
 from pyro_bnn.priors import HierarchicalNormal, Normal
 
 NORMAL = Recipe(priors={"prior": Normal(0, 1)})
@@ -60,21 +60,13 @@ def run(
     model = task.model(recipe.priors)
     guide = getattr(guides, args.guide)(model, **recipe.guide)
     train(model, guide, x, y, int(times * task.steps), task.batch, **recipe.training)
-    mean, density = predictive_log_density(model, guide, test_x, test_y, args.samples)
-    result = {
+    return {
         "candidate": candidate,
         "task": task_name,
         "split": split,
         "times": times,
-        "log_density": density.mean().item(),
         "elbo": final_elbo(model, guide, x, y, draws=20),
-    }
-    if test_y.is_floating_point():
-        return result | {"rmse": (mean - test_y).square().mean().sqrt().item()}
-    confidence, label = mean.max(-1)
-    return result | {
-        "accuracy": (label == test_y).float().mean().item(),
-        "confidence": confidence.mean().item(),
+        **evaluate(model, guide, (test_x, test_y), args.samples),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bnn import BNN, fit, likelihoods
 from pyro_bnn.guides import AutoPosterior
-from pyro_bnn.infer import Predictive, TraceKL_ELBO
+from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
 
 
@@ -66,21 +66,3 @@ def final_elbo(model: BNN, guide: AutoPosterior, x: Tensor, y: Tensor, draws: in
             ]
             total -= sum(parts) / num_data
     return total / draws / num_data
-
-
-def predictive_log_density(
-    model: BNN, guide: AutoPosterior, x: Tensor, y: Tensor, samples: int
-) -> tuple[Tensor, Tensor]:
-    """The mean output (or class probabilities) of each row, and the log density of its target."""
-    is_regression = y.is_floating_point()
-    sites = ["_RETURN", "likelihood.scale"] if is_regression else ["_RETURN"]
-    drawn = Predictive(model, guide=guide, num_samples=samples, return_sites=sites)(x)
-    output = drawn["_RETURN"]
-    if is_regression:
-        means = output.squeeze(-1)
-        noise = drawn["likelihood.scale"].reshape(-1, 1)
-        density = dist.Normal(means, noise).log_prob(y)
-    else:
-        means = output.softmax(-1)
-        density = dist.Categorical(logits=output).log_prob(y)
-    return means.mean(0), density.logsumexp(0) - math.log(samples)

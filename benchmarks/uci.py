@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import final_elbo, mlp, predictive_log_density, regression, train
+from recipe import final_elbo, mlp, regression, train
 
-from pyro_bnn import guides
+from pyro_bnn import evaluate, guides
 from pyro_bnn.priors import HierarchicalNormal, Normal
 
 GUIDES = ("AutoLRT", "AutoFlipout", "AutoReparameterization", "AutoRadial", "AutoMixture")
@@ -66,16 +66,14 @@ def run(path: Path, guide_name: str, split: int, args: argparse.Namespace) -> Ro
     guide = getattr(guides, guide_name)(model)
     train(model, guide, train_x, train_y, args.steps, args.batch)
 
-    mean, log_density = predictive_log_density(
-        model, guide, inputs[test], targets[test], args.samples
-    )
+    found = evaluate(model, guide, (inputs[test], targets[test]), args.samples)
     elbo = final_elbo(model, guide, train_x, train_y, draws=50)
     return {
         "set": path.stem,
         "guide": guide_name,
         "split": split,
-        "rmse": (mean - targets[test]).square().mean().sqrt().item() * y_scale,
-        "log_density": log_density.mean().item() - math.log(y_scale),
+        "rmse": found["rmse"] * y_scale,
+        "log_density": found["log_density"] - math.log(y_scale),
         "elbo": elbo - math.log(y_scale),
     }
 

@@ -29,6 +29,7 @@ from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoPosterior, AutoReparameter
 from pyro_bnn.infer import Predictive
 from pyro_bnn.nn import BayesianLinear, BayesianLSTM
 from pyro_bnn.priors import FanInNormal
+from pyro_bnn.scores import crps
 
 GUIDES = {
     "reparameterization": AutoReparameterization,
@@ -176,14 +177,6 @@ def coverage(x: Tensor, truth: Tensor, level: float) -> float:
     return ((low <= truth) & (truth <= high)).float().mean().item()
 
 
-def crps(x: Tensor, truth: Tensor) -> float:
-    """The continuous ranked probability score: an absolute error, for a distribution."""
-    n = len(x)
-    ranks = 2 * torch.arange(n).unsqueeze(-1) - n + 1  # E|x - x'| by the order of the samples
-    spread = (ranks * x.sort(dim=0).values).sum(0) / n**2
-    return ((x - truth).abs().mean(0) - spread).mean().item()
-
-
 def scores(
     next_year: Tensor, all_years: Tensor, log_density: float, truth: Tensor
 ) -> dict[str, float]:
@@ -194,7 +187,7 @@ def scores(
         "log p, 1 year": log_density,
     }
     result.update({f"in {level:.0%}, 1 year": coverage(one, truth, level) for level in LEVELS})
-    result["CRPS, 50 years"] = crps(free, truth)
+    result["CRPS, 50 years"] = crps(free, truth).mean().item()
     result.update({f"in {level:.0%}, 50 years": coverage(free, truth, level) for level in LEVELS})
     return result
 

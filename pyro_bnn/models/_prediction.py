@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from pyro.ops.stats import quantile
 from torch import Tensor
 
 CLASSES = ("classes", "ranks", "labels")  # whose predictions are probabilities
@@ -93,13 +94,11 @@ class Prediction:
                 "`quantiles` need targets with an order, but these are classes: `mean` has their "
                 "probabilities"
             )
-        ordered = self.samples.sort(0).values
-        place = given.to(ordered.device) * (len(ordered) - 1)
-        if self.kind != "numbers":
-            return ordered[place.round().long()]
-        low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
-        part = (place - place.floor()).to(ordered).reshape(-1, *[1] * (ordered.dim() - 1))
-        return torch.lerp(low, high, part if given.dim() else part.squeeze(0))
+        given = given.to(self.samples.device)
+        if self.kind == "numbers":
+            return quantile(self.samples, given.to(self.samples.dtype))
+        place = given * (len(self.samples) - 1)
+        return self.samples.sort(0).values[place.round().long()]
 
 
 def joined(parts: list[Prediction]) -> Prediction:
