@@ -23,7 +23,7 @@ from pyro_bnn.distributions._divergence import (
     trusted_normal,
 )
 from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
-from pyro_bnn.distributions._normal_mixture import summed_mixture_kl_bound
+from pyro_bnn.distributions._mixture_kl import summed_mixture_kl_bound
 from pyro_bnn.estimators._output_noise import _with_noise
 from pyro_bnn.estimators._products import _Product, product
 from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
@@ -428,7 +428,7 @@ def test_bound_on_mixtures_is_the_same_in_blocks(prior, monkeypatch):
 
     expected = kl_and_gradients()
     torch.testing.assert_close(expected[0], mixture_kl_bound(q.base(), p.base_dist).sum())
-    monkeypatch.setattr("pyro_bnn.distributions._normal_mixture._BLOCK", 8)
+    monkeypatch.setattr("pyro_bnn.distributions._mixture_kl._BLOCK", 8)
     torch.testing.assert_close(kl_and_gradients(), expected)
     with torch.no_grad():
         torch.testing.assert_close(kl_divergence(q.distribution(), p), expected[0])

@@ -4,7 +4,8 @@ from . import _correlated_kl  # noqa: F401  (registers divergences)
 from ._correlated_normal import FullNormal, MatrixNormal
 from ._hierarchical_kl import hierarchical_kl_bound
 from ._hierarchical_normal import HierarchicalNormal
-from ._normal_mixture import NormalMixture, mixture_kl_bound
+from ._mixture_kl import mixture_kl_bound
+from ._normal_mixture import NormalMixture
 from ._quadrature import KLQuadrature, kl_quadrature
 from ._radial import Radial
 

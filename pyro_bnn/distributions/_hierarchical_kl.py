@@ -15,12 +15,8 @@ from .._autograd import is_transformed
 from ._correlated_normal import CorrelatedNormal
 from ._divergence import centered, exact_sum, innermost, number, sum_of_logs, sum_of_squares
 from ._hierarchical_normal import HierarchicalNormal, wide
-from ._normal_mixture import (
-    NormalMixture,
-    mixture_entropy_bound,
-    normal_components,
-    summed_mixture_entropy_bound,
-)
+from ._mixture_kl import mixture_entropy_bound, summed_mixture_entropy_bound
+from ._normal_mixture import NormalMixture, normal_components
 from ._radial import Radial
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)

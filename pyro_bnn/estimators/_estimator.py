@@ -21,7 +21,7 @@ from torch.distributions import (
 from ..distributions import NormalMixture
 from ..distributions._divergence import innermost, normal_kl
 from ..distributions._joint import is_normal, take
-from ..distributions._normal_mixture import summed_mixture_kl_bound
+from ..distributions._mixture_kl import summed_mixture_kl_bound
 from ._draw import SharedSample, draw, plain
 
 
