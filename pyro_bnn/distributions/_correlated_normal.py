@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+from ._divergence import HALF_LOG_2_PI
 
 
 class CorrelatedNormal(TorchDistribution):
@@ -73,7 +72,7 @@ class CorrelatedNormal(TorchDistribution):
         return x.reshape(*x.shape[: x.dim() - self.event_dim], self.event_shape.numel())
 
     def _constant(self) -> float:
-        return self.event_shape.numel() * _HALF_LOG_2_PI
+        return self.event_shape.numel() * HALF_LOG_2_PI
 
 
 class FullNormal(CorrelatedNormal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
@@ -14,6 +15,8 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal
 
 from .._autograd import is_transformed
+
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 # Above this size, gradients of means and scales are not in memory at the same time.
 _MAX_TOGETHER = 1 << 20

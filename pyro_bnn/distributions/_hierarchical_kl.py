@@ -13,13 +13,19 @@ from torch.distributions import Distribution, Independent, Normal, register_kl
 
 from .._autograd import is_transformed
 from ._correlated_normal import CorrelatedNormal
-from ._divergence import centered, exact_sum, innermost, number, sum_of_logs, sum_of_squares
+from ._divergence import (
+    HALF_LOG_2_PI,
+    centered,
+    exact_sum,
+    innermost,
+    number,
+    sum_of_logs,
+    sum_of_squares,
+)
 from ._hierarchical_normal import HierarchicalNormal, wide
 from ._mixture_kl import mixture_entropy_bound, summed_mixture_entropy_bound
 from ._normal_mixture import NormalMixture, normal_components
 from ._radial import Radial
-
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None = None) -> Tensor:
@@ -64,7 +70,7 @@ def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None 
     if kept is None and isinstance(base, Radial):
         kept = base._kept
     if isinstance(base, (Normal, Radial)) and kept is None and not q.batch_shape:
-        share, standard_entropy = 1.0, (0.5 + _HALF_LOG_2_PI) * base.loc.numel()
+        share, standard_entropy = 1.0, (0.5 + HALF_LOG_2_PI) * base.loc.numel()
         if isinstance(base, Radial):
             share, standard_entropy = 1 / max(1, base._size), base._standard_entropy()
         return _location_scale_bound(base.loc, base.scale, p, share, standard_entropy)
@@ -184,7 +190,7 @@ def _density_and_precision(p: HierarchicalNormal, half: Any) -> tuple[Any, Any]:
             b + half
         )
     c = a + 0.5 * size
-    constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * _HALF_LOG_2_PI
+    constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * HALF_LOG_2_PI
     if not isinstance(half, Tensor):
         return constant - c * math.log(b + half), c / (b + half)
     variance = wide(half) + b

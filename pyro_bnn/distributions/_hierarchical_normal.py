@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .._validation import check_positive
+from ._divergence import HALF_LOG_2_PI
 
 
 class HierarchicalNormal(TorchDistribution):
@@ -195,7 +196,7 @@ class HierarchicalNormal(TorchDistribution):
         """
         a, b, half = (wide(t) for t in (self.concentration, self.rate, half))
         c = a + 0.5 * size
-        constant = torch.lgamma(c) - torch.lgamma(a) - 0.5 * size * math.log(2 * math.pi)
+        constant = torch.lgamma(c) - torch.lgamma(a) - size * HALF_LOG_2_PI
         density = constant + a * b.log() - c * (b + half).log()
         dims = tuple(range(-len(self._group_dims), 0))
         return density.sum(dims) if dims else density

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import combinations
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, MixtureSameFamily, Normal, register_kl
 
 from .._autograd import is_transformed
-from ._divergence import entry_kl, exact_sum, unexpanded
+from ._divergence import HALF_LOG_2_PI, entry_kl, exact_sum, unexpanded
 from ._normal_mixture import NormalMixture, log_sum, normal_components
 
 _BLOCK = 1 << 18
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
@@ -90,12 +88,12 @@ def summed_mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
 
 def mixture_entropy_bound(q: Distribution) -> Tensor:
     """The lower bound on the entropy of each entry that :func:`mixture_kl_bound` is made of."""
-    return _HALF_LOG_2_PI - _bound(*normal_components(q))
+    return HALF_LOG_2_PI - _bound(*normal_components(q))
 
 
 def summed_mixture_entropy_bound(q: Distribution) -> Tensor:
     """The sum of :func:`mixture_entropy_bound` over all entries."""
-    return _HALF_LOG_2_PI * q.batch_shape.numel() - _summed(normal_components(q), [])
+    return HALF_LOG_2_PI * q.batch_shape.numel() - _summed(normal_components(q), [])
 
 
 def _summed(own: list[Tensor], others: list[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, Normal
 from torch.distributions.utils import broadcast_all
 
-from ._divergence import trusted_normal
-
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+from ._divergence import HALF_LOG_2_PI, trusted_normal
 
 
 class NormalMixture(dist.MixtureSameFamily):
@@ -128,7 +125,7 @@ class NormalMixture(dist.MixtureSameFamily):
             log_density = log_sum(exponent)
             by_loc = (exponent - log_density).exp()
             by_scale = by_loc * z
-            by_weight = -torch.special.ndtr(z) * (_HALF_LOG_2_PI - log_density).exp()
+            by_weight = -torch.special.ndtr(z) * (HALF_LOG_2_PI - log_density).exp()
         terms = torch.addcmul(by_weight * log_weight.exp(), by_scale, scale)
         tangent = torch.addcmul(terms, by_loc, loc).sum(0)
         return value + (tangent - tangent.detach())
@@ -159,7 +156,7 @@ class NormalMixture(dist.MixtureSameFamily):
     def _log_prob(self, value: Tensor) -> Tensor:
         log_weight, loc, scale = normal_components(self, value.dim())
         exponent = log_weight - scale.log() - 0.5 * ((value - loc) / scale).square()
-        return log_sum(exponent) - _HALF_LOG_2_PI
+        return log_sum(exponent) - HALF_LOG_2_PI
 
 
 def trusted_mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> NormalMixture:

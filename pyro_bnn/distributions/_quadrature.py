@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from ._divergence import HALF_LOG_2_PI
 from ._normal_mixture import normal_components
 
 # Where to cut the range of a component, in its standard deviations.
@@ -99,9 +99,8 @@ def _log_density(d: Distribution, dims: int) -> Callable[[Tensor], Tensor]:
 
     def log_density(x: Tensor) -> Tensor:
         z = (x - loc) / scale
-        return torch.logsumexp(log_weight - scale.log() - 0.5 * z.square(), 0) - half_log_2pi
+        return torch.logsumexp(log_weight - scale.log() - 0.5 * z.square(), 0) - HALF_LOG_2_PI
 
-    half_log_2pi = 0.5 * math.log(2 * math.pi)
     return log_density
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, register_kl
 from torch.distributions.utils import broadcast_all
 
-from ._divergence import exact_sum, gaussian_divergence, innermost
+from ._divergence import HALF_LOG_2_PI, exact_sum, gaussian_divergence, innermost
 
 _EULER_GAMMA = 0.57721566490153286
 
@@ -155,7 +155,7 @@ class Radial(TorchDistribution):
         """Log of sqrt(2 pi) A_D / 2, with the area A_D of the unit sphere in D dimensions."""
         size = self._size
         log_area = math.log(2) + 0.5 * size * math.log(math.pi) - math.lgamma(0.5 * size)
-        return log_area - math.log(2) + 0.5 * math.log(2 * math.pi)
+        return log_area - math.log(2) + HALF_LOG_2_PI
 
     def _standard_entropy(self) -> float:
         size = self._size
@@ -174,7 +174,7 @@ class Radial(TorchDistribution):
 
 def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
     size = q._size
-    constant = 0.5 * size * math.log(2 * math.pi) - q._standard_entropy()
+    constant = size * HALF_LOG_2_PI - q._standard_entropy()
     if not q.batch_shape and q._kept is None:
         share = 1 / max(1, size)
         return gaussian_divergence(q.loc, q.scale, loc, scale, share, constant + 0.5 * share * size)
