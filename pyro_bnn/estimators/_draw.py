@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,37 +17,8 @@ from ._functions import METADATA, PLACES, PRODUCTS, RECURRENT, TRANSPOSES
 from ._inputs import problem
 from ._maps import LINEAR, LinearMap
 from ._one_weight import CONVOLUTIONS, Convolution, Lookup
+from ._sample import Sample
 from ._sampled import sampled, unsampled
-
-
-class Sample(ABC):
-    """What a :class:`Draw` stands for: one sample of a weight (or bias), by some estimator.
-
-    Attributes:
-        loc: mean of the posterior, without sample dimensions that only repeat it.
-        shape: shape of the sample, sample dimensions included.
-    """
-
-    loc: Tensor
-    shape: torch.Size
-
-    @property
-    @abstractmethod
-    def value(self) -> Tensor:
-        """An ordinary sample of the weight, the same one at each call."""
-
-    @property
-    @abstractmethod
-    def mT(self) -> Sample:
-        """The sample of the transposed weight."""
-
-    @abstractmethod
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
-        """What the map makes of the input and this weight, with the bias added."""
-
-    @abstractmethod
-    def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
-        """The noise of this bias, mean excluded, for an output with some sample dimensions."""
 
 
 class SharedSample(Sample):

@@ -12,10 +12,11 @@ from .._autograd import is_transformed, owns
 from .._recomputation import again, in_step, is_recomputing, unseen
 from ..distributions import Radial
 from ..distributions._joint import take
-from ._draw import Sample, draw, split_bias, wants_grad
+from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse
 from ._one_weight import Lookup
+from ._sample import Sample
 from ._signs import Signs, random_signs
 
 

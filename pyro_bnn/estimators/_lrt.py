@@ -11,10 +11,11 @@ from torch.distributions import Distribution, Normal
 from .._autograd import square, wide
 from .._recomputation import again, in_step, is_recomputing, unseen
 from ..distributions._joint import take
-from ._draw import Sample, draw, split_bias, wants_grad
+from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse
 from ._output_noise import Use, closest, in_float32
+from ._sample import Sample
 
 
 class LocalReparameterization(Estimator):
