@@ -175,6 +175,30 @@ class TestLRT:
                     covariance = covariance + b.variance
                 assert within(noise[:, i] * noise[:, j], covariance)
 
+    def test_uses_of_a_weight_with_several_biases(self):
+        """What a bias adds to the covariance is that of the uses that have it."""
+        torch.manual_seed(0)
+        q = posterior(LocalReparameterization(), 2, 4)
+        one, other = (posterior(LocalReparameterization(), 2) for _ in range(2))
+        xs = torch.randn(3, 5, 4, dtype=torch.float64)
+        order = (0, 1, 0)  # of the biases
+
+        def sample():
+            weight, biases = q.rsample(), (one.rsample(), other.rsample())
+            return torch.stack(
+                [F.linear(x, weight, biases[i]) for x, i in zip(xs, order, strict=True)]
+            )
+
+        noise = torch.stack([sample() for _ in range(3_000)])
+        noise = noise - F.linear(xs, q.mean)
+        noise = noise - torch.stack([(one, other)[i].mean for i in order]).unsqueeze(1)
+        for i in range(3):
+            for j in range(3):
+                covariance = F.linear(xs[i] * xs[j], q.variance)
+                if order[i] == order[j]:
+                    covariance = covariance + (one, other)[order[i]].variance
+                assert within(noise[:, i] * noise[:, j], covariance)
+
     def test_bias_keeps_its_noise_with_weights_that_are_no_draws(self):
         bias = posterior(LocalReparameterization(), 3).rsample()
         zero, weight = torch.zeros(5, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)

@@ -13,7 +13,7 @@ from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, normal_prior, torch_mlp, within
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal, init_to_value
+from pyro.infer.autoguide import AutoGuide, AutoGuideList, AutoNormal, init_to_sample, init_to_value
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
@@ -29,7 +29,7 @@ from pyro_bnn.guides import (
     init_to_fan_in,
 )
 from pyro_bnn.infer import TraceKL_ELBO
-from pyro_bnn.nn import BayesianLinear
+from pyro_bnn.nn import BayesianConv2d, BayesianLinear
 from pyro_bnn.posteriors import ConstrainedPosterior, NormalPosterior, RadialPosterior
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
@@ -223,6 +223,33 @@ def test_initialization(kind):
     torch.testing.assert_close(scale.detach(), torch.full_like(scale, 0.25))
     with pytest.raises(ValueError, match="init_scale"):
         kind.make(bayesian_mlp(3, 4, 1), init_scale=0.0)
+
+
+def test_weights_start_as_torchs_do():
+    """Uniform between -1/sqrt(n) and 1/sqrt(n), which has the variance 1 / (3 n)."""
+    torch.manual_seed(0)
+    guide = AutoLRT(PyroModule[nn.Sequential](BayesianLinear(25, 400), BayesianConv2d(9, 40, 5)))
+    for name, num_in in (("0.weight", 25), ("1.weight", 225)):
+        value = guide[name].median().flatten()
+        assert value.abs().max() <= num_in**-0.5
+        assert within(value, 0.0)
+        assert within(value.square(), 1 / (3 * num_in))
+
+
+@EACH
+def test_default_scales(kind):
+    """Of weights 0.03 / sqrt(n) for n inputs, of biases 0.03, of all else 0.1."""
+    model = Regression(bayesian_mlp(9, 4, 1), noise=None)
+    guide = kind.make(model)
+    guide(*data(num_in=9))
+    expected = {"net.0.weight": 0.01, "net.0.bias": 0.03, "net.2.weight": 0.015, "net.2.bias": 0.03}
+    spread = (
+        1.25**0.5 if kind.make is AutoMixture else 1.0
+    )  # its components stand half a scale away
+    for name, scale in expected.items():
+        stddev = guide[name].base().stddev
+        torch.testing.assert_close(stddev, torch.full_like(stddev, spread * scale))
+    assert guide["noise"].base().stddev.item() == pytest.approx(0.1)
 
 
 @EACH
@@ -533,6 +560,20 @@ def test_draws_have_the_moments_of_the_posterior(kind):
     mean, variance = nn.functional.linear(x, q.mean), nn.functional.linear(x**2, q.variance)
     assert within(y, mean)
     assert within((y - mean).square(), variance)
+
+
+@EACH
+def test_shared_draws_have_the_moments_of_the_posterior(kind):
+    """Also those of many small weights, which are drawn at once."""
+    torch.manual_seed(0)
+    guide = kind.make(bayesian_mlp(3, 4, 1), init_loc_fn=init_to_sample, init_scale=0.3)
+    x = torch.ones(1, 3)
+    with torch.no_grad(), guide.shared_draws():
+        draws = [guide(x) for _ in range(2_000)]
+    for name in guide:
+        value, q = torch.stack([draw[name] for draw in draws]), guide[name].base()
+        assert within(value, q.mean), name
+        assert within((value - q.mean).square(), q.variance), name
 
 
 def test_a_prior_that_is_not_an_event_is_left_to_pyro():
