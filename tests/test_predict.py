@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_bnn import BNN, likelihoods, predict
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
-from pyro_bnn.models import _draws
+from pyro_bnn.models import _draws, _prediction
 
 D = torch.double
 N, S = 5, 7
@@ -446,3 +446,48 @@ def test_a_model_of_several_targets():
     torch.testing.assert_close(
         predict(model, guide, x, site="one").aleatoric, torch.full((20,), 0.01)
     )
+
+
+def test_means_that_are_estimated_do_not_count_as_epistemic():
+    """Means of known variance, with the error that means of 100 samples each have."""
+    epistemic, aleatoric, num = 0.09, 4.0, 100
+    variance = epistemic + aleatoric / num
+    means = variance**0.5 * torch.randn(500, 200, dtype=D)
+    variances = torch.full_like(means, aleatoric)
+    found = _prediction.of_numbers(means, variances, means, "numbers", error=1 / num)
+    assert within(found.epistemic, epistemic * 499 / 500 - aleatoric / num / 500)
+    none = _prediction.of_numbers(0 * means, variances, means, "numbers", error=1 / num)
+    assert (none.epistemic == 0).all()
+    assert (none.total == aleatoric).all()
+
+
+def test_moments_that_are_estimated_are_known_to_be():
+    """Certain weights: all that is uncertain is the noise, whose distribution has no moments."""
+
+    def likelihood(output):
+        scaled = [torch.distributions.AffineTransform(0.0, 2.0)]
+        return dist.TransformedDistribution(dist.Normal(output.squeeze(-1), 1.0), scaled)
+
+    model = BNN(nn.Linear(2, 1), likelihood)
+    guide = AutoReparameterization(model, init_scale=1e-6)
+    x = torch.randn(200, 2)
+    guide(x, torch.zeros(200))
+    found = predict(model, guide, x, 400)
+    # Not 4 / 100; what remains are the positive ones of errors of about 0.003.
+    assert found.epistemic.mean() < 0.005
+    assert within(found.aleatoric, 4.0)
+
+
+def test_the_same_probabilities_leave_nothing_unknown():
+    probs = torch.randn(1000, 7).softmax(-1).expand(3, -1, -1)
+    found = _prediction.of_classes(probs, torch.zeros(3, 1000), "classes")
+    assert (found.epistemic >= 0).all()  # by rounding, the difference of entropies is not
+    assert found.epistemic.max() < 1e-5
+
+
+def test_quantiles_of_counts_are_counts():
+    samples = torch.arange(11.0).flip(0).unsqueeze(-1)
+    one = torch.ones(1)
+    prediction = _prediction.Prediction(one, one, samples, one, one, one, "counts")
+    quantiles = prediction.quantiles([0.0, 0.26, 0.38, 1.0]).squeeze(-1)
+    assert quantiles.tolist() == [0.0, 3.0, 4.0, 10.0]
