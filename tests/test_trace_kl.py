@@ -138,3 +138,18 @@ def test_masks_and_scales_that_are_tensors(alike):
 def test_refuses_numbers_of_particles_that_are_none(num):
     with pytest.raises(ValueError, match="`num_particles`"):
         TraceKL_ELBO(num_particles=num)
+
+
+def test_a_site_that_comes_too_late_holds_for_all_after_it():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(x, 1.0))
+
+    def guide():
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+    torch.manual_seed(0)
+    assert within(losses(TraceKL_ELBO(), model, guide), 0.5)
