@@ -49,6 +49,9 @@ def test_calibration_error_is_that_of_torchmetrics(num_bins):
     expected = multiclass_calibration_error(probs, y, num_classes=4, n_bins=num_bins, norm="l1")
     assert error == pytest.approx(expected.item(), rel=1e-5)
     assert scores.calibration_error(torch.tensor([1.0, 0.0]), torch.tensor([True, False])) == 0
+    # A probability between two bins is in the lower one: 0.5 - 0.4 in one bin, not in two.
+    edge = scores.calibration_error(torch.tensor([0.4, 0.5]), torch.tensor([False, True]), 2)
+    assert edge == pytest.approx(0.05)
 
 
 def test_crps_of_normal_predictions():

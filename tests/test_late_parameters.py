@@ -56,6 +56,16 @@ def test_an_optimizer_built_before_the_first_call_raises_at_its_step(elbo):
     assert guide["noise"].median().item() == pytest.approx(0.1, rel=0.2)
 
 
+def test_an_optimizer_of_something_else_is_left_alone():
+    model, guide, x, y = problem()
+    other = torch.nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([other], lr=0.5)
+    TraceKL_ELBO()(model, guide)(x, y).backward()
+    other.square().backward()
+    optimizer.step()
+    assert other.item() == 0
+
+
 def test_evaluation_in_between_does_not_hide_it():
     model, guide, x, y = problem()
     module = TraceKL_ELBO()(model, guide)
