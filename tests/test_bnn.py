@@ -19,7 +19,7 @@ from pyro.infer.inspect import get_model_relations
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from pyro_bnn import BNN, bayesianize
+from pyro_bnn import BNN, bayesianize, evaluate, fit, predict
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
@@ -271,6 +271,28 @@ def test_inputs_of_another_kind_are_refused(x, message):
 def test_inputs_on_another_device_are_refused():
     with pytest.raises(ValueError, match=r"`x.to\('cpu'\)`"):
         BNN(net(), Normal(0.1))(torch.ones(N, 3, device="meta"))
+
+
+@pytest.mark.parametrize("likelihood", [Normal(0.1), Categorical()])
+def test_nan_in_inputs_or_weights_is_named(likelihood):
+    model = BNN(nn.Linear(3, 2), likelihood)
+    guide = AutoLRT(model)
+    x = torch.ones(N, 3)
+    x[-1, 0] = math.nan
+    y = torch.zeros(N, 2) if isinstance(likelihood, Normal) else torch.zeros(N).long()
+    samples = {name: value.unsqueeze(0) for name, value in guide.median().items()}
+    calls = (
+        lambda: model(x, y),
+        lambda: fit(model, guide, (x[-2:], y[-2:]), 1),
+        lambda: predict(model, samples, x, batch_size=2),  # in a batch after the first
+        lambda: evaluate(model, samples, (x, y), batch_size=2),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"NaN in `x` \(1 of \d+ values\): drop or impute"):
+            call()
+    bad = {name: value[0] * math.nan for name, value in samples.items()}
+    with pytest.raises(ValueError, match="the network returns NaN: look for infinite inputs"):
+        poutine.condition(model, bad)(torch.ones(N, 3))
 
 
 def test_other_errors_of_the_network_are_its_own():

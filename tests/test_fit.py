@@ -273,6 +273,34 @@ def test_bad_data_change_nothing(given, error, message, as_validation):
     assert torch.equal(random, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("as_validation", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("y", 3, "classes from 0 to 3"), ("weight", -1.0, "`weight` must be finite and not negative")],
+)
+def test_bad_rows_after_the_first_batch_change_nothing(name, value, message, as_validation):
+    model = BNN(nn.Linear(3, 3), Categorical())
+    guide = AutoLRT(model)
+    good = {"x": torch.randn(N, 3), "y": torch.arange(N) % 3, "weight": torch.ones(N)}
+    bad = good | {name: good[name].index_fill(0, torch.tensor(N - 2), value)}
+    before = state(model, guide)
+    train, rest = (good, {"validation": bad}) if as_validation else (bad, {})
+    with pytest.raises(ValueError, match=message):
+        fit(model, guide, train, 3, batch_size=5, **rest)
+    assert equal(before, state(model, guide))
+
+
+def test_supports_that_depend_on_outputs_are_those_of_their_rows():
+    class Limits(nn.Linear):
+        def forward(self, x):
+            return x + 0 * super().forward(x)
+
+    model = BNN(Limits(1, 1), lambda limit: dist.Uniform(0 * limit, limit))
+    x = torch.tensor([1.0, 1, 9, 9]).unsqueeze(-1)
+    history = fit(model, AutoLRT(model), (x, 0.9 * x), 1, batch_size=2)
+    assert np.mean(history["log_likelihood"]) == pytest.approx(-math.log(9) / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

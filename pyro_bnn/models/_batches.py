@@ -136,6 +136,13 @@ class TensorBatches(Batches):
     def first(self) -> Any:
         return map_tensors(lambda x: x[: self.batch_size], self.data)
 
+    def all_rows(self) -> Iterator[Any]:
+        """All rows in batches of the same size, the last of which has some rows again."""
+        for i in range(len(self)):
+            end = min((i + 1) * self.batch_size, self.num_rows)
+            rows = slice(end - self.batch_size, end)
+            yield map_tensors(lambda x: x[rows], self.data)  # noqa: B023
+
     def _rest(self) -> Iterator[Any]:
         if len(self) == 1:
             if self.position == 0:

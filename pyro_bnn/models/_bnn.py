@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .._validation import nan_arguments
 from ..conversion import bayesianize
 from ..conversion._pyro_modules import join, make_pyro
 from ..conversion._weights import copied
@@ -96,25 +97,37 @@ class BNN(PyroModule):
     def forward(self, x: Any, y: Any = None, *, mask: Any = None, weight: Any = None) -> Any:
         output = self._run(_as_inputs(x, self))
         # Before the plate, since a noise is one for all data.
-        distribution = self.likelihood(output)
-        mask = as_mask(mask, distribution)
-        scaled: Any = nullcontext()
-        if weight is not None:
-            weight = as_weight(weight, distribution)
-            counts = weight > 0  # Pyro's scales are positive
-            mask = counts if mask is None else mask & counts.reshape(-1, *[1] * (mask.dim() - 1))
-            scaled = poutine.scale(scale=torch.where(counts, weight, 1.0))
-        if y is not None:
-            y = self.likelihood.target(y, distribution, mask)
+        try:
+            distribution = self.likelihood(output)
+        except ValueError as error:
+            if isinstance(output, Tensor) and bool(output.isnan().any()):
+                raise ValueError(_cause_of_nan(self, x)) from error
+            raise
+        y, mask, scale = self.observations(distribution, y, mask, weight)
         num_rows = distribution.batch_shape[-1]
         size = self._size(num_rows, y)
         if mask is not None:
             distribution = masked(distribution, mask)
         # Which rows these are does not matter: drawing indices would take longer than the network.
         rows = torch.arange(num_rows)
+        scaled: Any = nullcontext() if scale is None else poutine.scale(scale=scale)
         with pyro.plate("data", size, subsample=rows, dim=-1), scaled:
             pyro.sample("obs", distribution, obs=y)
         return output
+
+    def observations(
+        self, distribution: Any, y: Any, mask: Any, weight: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Targets, mask and positive weights as the distribution of the targets takes them."""
+        mask = as_mask(mask, distribution)
+        if weight is not None:
+            weight = as_weight(weight, distribution)
+            counts = weight > 0  # Pyro's scales are positive
+            mask = counts if mask is None else mask & counts.reshape(-1, *[1] * (mask.dim() - 1))
+            weight = torch.where(counts, weight, 1.0)
+        if y is not None:
+            y = self.likelihood.target(y, distribution, mask)
+        return y, mask, weight
 
     def _size(self, num_rows: int, y: Tensor | None) -> int:
         """The size of the data plate."""
@@ -173,6 +186,14 @@ def _as_inputs(x: Any, model: BNN) -> Any:
     if like is None:
         return made
     return made.to(like) if made.is_floating_point() else made.to(like.device)
+
+
+def _cause_of_nan(model: BNN, x: Any) -> str:
+    given = x if isinstance(x, Mapping) else {"x": x} if isinstance(x, Tensor) else {}
+    found = ", ".join(nan_arguments(model, (), given))
+    if found:
+        return f"the network returns NaN, since there are NaN in {found}: drop or impute these rows"
+    return "the network returns NaN: look for infinite inputs or weights, or logarithms of 0, in it"
 
 
 def _mismatch(x: Any, model: BNN, error: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -11,14 +12,16 @@ import pyro
 import torch
 from pyro import poutine
 from torch import nn
+from torch.distributions import Categorical, constraints
 
 from .._validation import check_positive
 from ..guides import AutoPosterior
 from ..guides._sites import referred_modules
 from . import _rng
-from ._batches import Batches, arguments
+from ._batches import Batches, TensorBatches, arguments
 from ._bnn import BNN
 from ._held_out import evaluating, log_density
+from ._rows import innermost
 from ._run import Objective
 
 
@@ -104,6 +107,8 @@ def prepare(
                 )
             with poutine.trace(param_only=True) as capture:
                 elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
+            for given in (train,) if held_out is None else (train, held_out):
+                _check_targets(model, given, move)
             if held_out is not None:
                 log_density(model, guide, [move(held_out.first())], num_samples=1)
     except BaseException:
@@ -120,6 +125,25 @@ def prepare(
     nodes: dict[str, Any] = dict(capture.trace.nodes.items())
     found = {name: site["value"].unconstrained() for name, site in nodes.items()}
     return number, [name for name, p in found.items() if id(p) not in known]
+
+
+def _check_targets(model: Any, given: Batches, move: Callable[[Any], Any]) -> None:
+    """Checks the targets of all rows that are at hand, so that no step finds bad ones."""
+    if not isinstance(model, BNN) or not isinstance(given, TensorBatches):
+        return
+    distribution = None
+    for batch in given.all_rows():
+        args, kwargs = arguments(batch)
+        if distribution is None:
+            run = poutine.trace(model).get_trace(*move(args), **move(kwargs))
+            distribution = run.nodes["obs"]["fn"]
+            inner = innermost(distribution)
+            is_fixed = not constraints.is_dependent(type(inner).support)
+            if not is_fixed and not isinstance(inner, Categorical):
+                return  # other rows have other supports
+        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        targets = move([named.get(key) for key in ("y", "mask", "weight")])
+        model.observations(distribution, *targets)
 
 
 def _num_data(train: Batches, given: int | None, of_model: int | None) -> int:
