@@ -6,13 +6,30 @@ INPUTS := setup.cfg pyproject.toml constraints.txt
 PEERS := bayesian-torch bensemble
 BENCH_PEERS := $(PEERS) torch-uncertainty tyxe
 
-.PHONY: demo test lint docs bench wheel clean
+.PHONY: demo test test-next lint docs bench wheel clean
 
 demo: .venv/demo.stamp  ## train on real images and show the uncertainty
 	$(BIN)/python tutorials/digits.py
 
 test: .venv/test.stamp  ## run all tests
 	$(BIN)/python -m pytest
+
+# With the newest torch and Pyro of the index; and with the oldest that `setup.cfg` allows, beside the
+# tested versions of all else.
+OTHERS := .venv/others.txt
+OLDEST = $(shell sed -n 's/^ *\(torch\|pyro-ppl\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg)
+test-next:  ## run all tests with the newest and the oldest torch and Pyro, each in a new environment
+	mkdir -p .venv
+	grep -Ev '^(torch|pyro-ppl)==' constraints.txt > $(OTHERS)
+	$(call test_with,newest,--upgrade torch pyro-ppl)
+	$(call test_with,oldest,-c $(OTHERS) $(OLDEST))
+
+define test_with
+	$(PYTHON) -m venv --clear .venv/$(1)
+	.venv/$(1)/bin/python -m pip install --quiet -e ".[demo,docs,test]" $(2)
+	.venv/$(1)/bin/python -m pip install --quiet --no-deps $(PEERS)
+	.venv/$(1)/bin/python -m pytest
+endef
 
 lint: .venv/lint.stamp  ## check style, formatting and types
 	$(BIN)/ruff check .

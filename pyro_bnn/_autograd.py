@@ -6,25 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
+
+from ._torch import FakeTensor, is_transformed, is_view
 
 _MIN_SIZE = 1 << 14  # below, to call costs more than a pass
-
-
-def is_transformed() -> bool:
-    """Whether torch traces or transforms what runs now, and differentiates formulas itself.
-
-    It compiles, exports or traces, is inside a ``torch.func`` transform or a level of forward-mode
-    differentiation, or a dispatch mode takes the operations, as that of fake tensors does.
-    """
-    return (
-        torch.compiler.is_compiling()  # first, since a compiler understands no more of this
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-    )
 
 
 def has_values(x: Tensor) -> bool:
@@ -36,7 +22,7 @@ def owns(result: Tensor, *added: Tensor) -> bool:
     """Whether noise may be added in place, to a result of an operation that has no use for it."""
     return not (
         is_transformed()
-        or result._is_view()
+        or is_view(result)
         or (result.is_leaf and result.requires_grad)
         or any(t.shape != result.shape or t.dtype != result.dtype for t in added)
     )

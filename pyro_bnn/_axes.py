@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ._torch import ConvNd, ConvTransposeNd
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -41,8 +42,8 @@ class Axes:
         shape = tuple(shape)
         if len(shape) < 2:
             return cls.of_shape(shape)
-        if isinstance(module, _ConvNd):
-            is_transposed = isinstance(module, _ConvTransposeNd)
+        if isinstance(module, ConvNd):
+            is_transposed = isinstance(module, ConvTransposeNd)
             split = (module.groups, shape[0] // module.groups, *shape[1:])
             first, second = (0, 1), (0, 2)
             return cls(split, first, second) if is_transposed else cls(split, second, first)

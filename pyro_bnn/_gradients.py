@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
-from torch.autograd import Variable
 
-from ._autograd import has_values, is_transformed
+from ._autograd import has_values
+from ._torch import at_end_of_backward, flatten_dense_tensors, is_transformed
 
 _MAX_SIZE = 1 << 13  # up to this size, the time of an operation is that of calling it
 
@@ -45,10 +44,7 @@ def check_gradients(
         if not _sum_is_finite(grads):
             _refuse(parameters, cause)
 
-    # The engine has no public way to be told of the end of a pass but a hook on every parameter,
-    # which costs more than all else here. DDP and FSDP finish by this one, too.
-    end = Variable._execution_engine.queue_callback
-    result.register_hook(lambda grad: end(check))
+    result.register_hook(lambda grad: at_end_of_backward(check))
 
 
 def _sum_is_finite(grads: list[Tensor]) -> bool:
@@ -60,7 +56,7 @@ def _sum_is_finite(grads: list[Tensor]) -> bool:
             small[grad.device, grad.dtype].append(grad)
         else:
             totals.append(grad.sum())
-    totals += [_flatten_dense_tensors(group).sum() for group in small.values()]
+    totals += [flatten_dense_tensors(group).sum() for group in small.values()]
     if not totals:
         return True
     total = totals[0]

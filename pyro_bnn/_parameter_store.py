@@ -11,13 +11,12 @@ import pyro
 import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
-from pyro.nn.module import _Context, _make_name
 from pyro.params.param_store import param_with_module_name
-from pyro.poutine.runtime import _PYRO_STACK  # no function tells what is in it
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ._pyro import STACK, Context, held_parameters, make_name, put
 from ._recomputation import Call, is_recomputing, is_recorded, recalled
 
 ROOT = "_root_of_parameters"  # an attribute
@@ -25,7 +24,7 @@ ROOT = "_root_of_parameters"  # an attribute
 _REGISTERED = WeakTensorKeyDictionary()
 
 
-class OwnParameters(_Context):
+class OwnParameters(Context):
     """The context of a module under which the global store holds that module's parameters.
 
     Pyro finds parameters by name in one store for the whole process, so that two models with a
@@ -54,7 +53,7 @@ class OwnParameters(_Context):
     def get(self, name: str) -> Tensor | None:
         value = super().get(name)
         # Outside of the handlers that gave it, unless they are recomputed, too.
-        if value is None and is_recomputing() and not any(map(_traces_samples, _PYRO_STACK)):
+        if value is None and is_recomputing() and not any(map(_traces_samples, STACK)):
             value = self._computed(name)
             value = recalled(self._calls, name) if value is None else value
             if value is None:
@@ -77,7 +76,7 @@ class OwnParameters(_Context):
         key = name.rpartition(".")[2]
         for module in () if self.root is None else self.root.modules():
             prior = vars(module).get("_pyro_samples", {}).get(key)
-            if prior is not None and _make_name(vars(module)["_pyro_name"], key) == name:
+            if prior is not None and make_name(vars(module)["_pyro_name"], key) == name:
                 value = None if hasattr(prior, "sample") else prior(module)
                 return value if isinstance(value, Tensor) else None
         return None
@@ -88,15 +87,14 @@ class OwnParameters(_Context):
         if root is None or pyro.settings.get("module_local_params"):
             return
         store = pyro.get_param_store()
+        params = held_parameters(store)
         for name, parameter, constraint in _store_entries(root):
-            held = store._params.get(name)
+            held = params.get(name)
             if held is parameter or (held is None and names_in_use):
                 continue
             if held is not None and held not in _REGISTERED:
                 _adopt(name, parameter, held)
-            _names(store)[parameter] = name
-            store._params[name] = parameter
-            store._constraints[name] = constraint
+            put(store, name, parameter, constraint)
             _REGISTERED[parameter] = True
 
     def __reduce__(self) -> tuple:
@@ -142,18 +140,6 @@ def own_parameters(root: PyroModule) -> OwnParameters:
     return new
 
 
-def _names(store: Any) -> Any:
-    """The store's names by parameter, which keep no parameter alive of a model that is gone.
-
-    Optimizers ask for the name of a parameter long after another model has taken it, so that an
-    entry may go with its parameter only.
-    """
-    names = store._param_to_name
-    if not isinstance(names, WeakTensorKeyDictionary):  # also after `clear()` and `scope()`
-        names = store._param_to_name = WeakTensorKeyDictionary(names)
-    return names
-
-
 def _store_entries(
     root: PyroModule,
 ) -> Iterator[tuple[str, Tensor, constraints.Constraint]]:
@@ -177,10 +163,10 @@ def _store_entries(
             if key.endswith("_unconstrained"):
                 name = key[: -len("_unconstrained")]
                 constraint, _ = module._pyro_params[name]
-            yield _make_name(module._pyro_name, name), parameter, constraint
+            yield make_name(module._pyro_name, name), parameter, constraint
         for key, child in module._modules.items():
             if child is not None and not isinstance(child, PyroModule):
-                prefix = _make_name(module._pyro_name, key)
+                prefix = make_name(module._pyro_name, key)
                 yield from _plain_entries(prefix, child)
 
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ._torch import backward_id, saves_are_watched
+
 
 def is_recomputing() -> bool:
     """Whether a backward pass is running, in which nothing is computed for the first time."""
-    # Only private functions tell of that, and of the hooks below.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and backward_id() != -1
 
 
 def again(x: Tensor) -> Tensor:
@@ -62,8 +63,7 @@ def unseen() -> AbstractContextManager[Any]:
     """
     if torch.compiler.is_compiling():
         return nullcontext()
-    is_watched = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    return saved_tensors_hooks(_same, _same) if is_watched else nullcontext()
+    return saved_tensors_hooks(_same, _same) if saves_are_watched() else nullcontext()
 
 
 def _same(x: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from typing import Any
 
 from pyro.nn import PyroModule
-from pyro.nn.module import _PyroModuleMeta
 from torch import nn
 
 from .. import nn as layers
+from .._pyro import MADE_CLASSES
 from ..nn._layer import BayesianLayer, show_arguments
 
 _MADE: dict[tuple[str, type], Any] = {}
@@ -32,7 +32,7 @@ def bayesian_class(cls: Any) -> Any:
     """The subclass of a module's class whose parameters may be random."""
     if issubclass(cls, BayesianLayer):
         return cls
-    if cls in _PyroModuleMeta._pyro_mixin_cache.values():
+    if cls in MADE_CLASSES.values():
         cls = torch_class(cls) or cls
     base = _layer(cls)
     if base is not None and torch_class(base) is cls:
@@ -52,11 +52,10 @@ def pyro_class(cls: Any) -> Any:
 
 def _pyros(cls: Any) -> Any:
     """``PyroModule[cls]``, also of a class of which Pyro can make or copy none."""
-    cache = _PyroModuleMeta._pyro_mixin_cache
-    if cls not in cache and not issubclass(cls, PyroModule) and _is_beyond_pyro(cls):
+    if cls not in MADE_CLASSES and not issubclass(cls, PyroModule) and _is_beyond_pyro(cls):
         bases = tuple(_pyros(base) for base in cls.__bases__ if issubclass(base, nn.Module))
         # There, so that `PyroModule[...]` of this class and of those derived from it finds it.
-        cache[cls] = _subclass("Pyro", cls, (), (cls, *bases))
+        MADE_CLASSES[cls] = _subclass("Pyro", cls, (), (cls, *bases))
     return PyroModule[cls]
 
 
@@ -129,7 +128,7 @@ def _layer(cls: type[nn.Module]) -> Any:
 
 def _is_made(cls: type) -> bool:
     """Whether a class is this library's, or one that Pyro or it has made of another."""
-    is_pyros = cls in _PyroModuleMeta._pyro_mixin_cache.values()
+    is_pyros = cls in MADE_CLASSES.values()
     return is_pyros or "_converted" in vars(cls) or cls.__module__.startswith(layers.__name__)
 
 

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from typing import Any
 
 from pyro.nn import PyroModule
-from pyro.nn.module import _Context, _make_name
 from torch import nn
 
 from .._parameter_store import own_parameters
+from .._pyro import Context, make_name
 from ..nn import BayesianEmbedding
 from ..nn._layer import SitePrior
 from ..nn._prior import Prior
@@ -42,7 +42,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 _PYRO_STATE: dict[str, Any] = {
     "_pyro_name": str,
-    "_pyro_context": _Context,
+    "_pyro_context": Context,
     "_pyro_params": OrderedDict,
     "_pyro_samples": OrderedDict,
 }
@@ -73,10 +73,10 @@ def join(net: Any) -> None:
     if not isinstance(net, PyroModule):
         return
     root = net._pyro_name
-    context = net._pyro_context if root else _Context()  # as if it had never run
+    context = net._pyro_context if root else Context()  # as if it had never run
     for path, module in net.named_modules():
         if isinstance(module, PyroModule):
-            module._pyro_name = _make_name(root, path) if path else root
+            module._pyro_name = make_name(root, path) if path else root
             module._pyro_context = context
     if not root:
         own_parameters(net)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import IO, Any
 
 import torch
-from pyro.nn.module import _make_name
 from torch import nn
 from torch.distributions import Distribution, Independent
 
+from .._pyro import make_name
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..posteriors import ConstrainedPosterior
@@ -54,7 +54,7 @@ def summary(
         check_posteriors(net, guide)
     random, fixed, total = [], [], 0
     for weight in weights(net):
-        names = [_make_name(getattr(net, "_pyro_name", ""), name) for name in weight.names]
+        names = [make_name(getattr(net, "_pyro_name", ""), name) for name in weight.names]
         if weight.parameter is not None:
             why = "frozen" if weight.is_frozen else "not converted"
             why = "normalisation" if weight.is_normalisation else why

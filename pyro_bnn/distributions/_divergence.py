@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal
 
-from .._autograd import is_transformed
+from .._torch import is_transformed
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 

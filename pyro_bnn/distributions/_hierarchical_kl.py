@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
-from .._autograd import is_transformed
+from .._torch import is_transformed
 from ._correlated_normal import CorrelatedNormal
 from ._divergence import (
     HALF_LOG_2_PI,

@@ -11,10 +11,10 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Function
 from torch.distributions import Distribution, Normal
 
+from .._torch import flatten_dense_tensors, unflatten_dense_tensors
 from ._divergence import trusted_normal
 
 # Up to this size, the time of an operation is that of calling it.
@@ -107,7 +107,7 @@ def as_one(normals: Sequence[Any]) -> Any:
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return torch.cat([t.reshape(-1) for t in tensors])
-    return _flatten_dense_tensors(tensors)
+    return flatten_dense_tensors(tensors)
 
 
 def _vectors(
@@ -134,7 +134,7 @@ class _Joint(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(raw, scale, noise, *params)
         # Disjoint parts of a vector that nothing else reads: to each its own, also in place.
-        parts = (t.data for t in _unflatten_dense_tensors(drawn, params[: len(params) // 2]))
+        parts = (t.data for t in unflatten_dense_tensors(drawn, params[: len(params) // 2]))
         return loc, scale, *parts
 
     @staticmethod
@@ -169,6 +169,6 @@ class _Joint(Function):
         return (
             None,
             None,
-            *(nothing if by_loc is None else _unflatten_dense_tensors(by_loc, locs)),
-            *(nothing if by_scale is None else _unflatten_dense_tensors(by_scale, locs)),
+            *(nothing if by_loc is None else unflatten_dense_tensors(by_loc, locs)),
+            *(nothing if by_scale is None else unflatten_dense_tensors(by_scale, locs)),
         )

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, MixtureSameFamily, Normal, register_kl
 
-from .._autograd import is_transformed
+from .._torch import is_transformed
 from ._divergence import HALF_LOG_2_PI, entry_kl, exact_sum, unexpanded
 from ._normal_mixture import NormalMixture, log_sum, normal_components
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from .._recomputation import again
+from .._torch import DisableTorchFunctionSubclass, FakeTensor, disable_current_modes
 from ._functions import METADATA, PLACES, PRODUCTS, RECURRENT, TRANSPOSES
 from ._inputs import problem
 from ._maps import LINEAR, LinearMap
@@ -74,7 +73,7 @@ class Draw(torch.Tensor):
         if func in _RULES:
             return _RULES[func](*args, **kwargs)
         if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in PLACES:
             return func(args[0].sample.loc)
@@ -96,7 +95,7 @@ def draw(sample: Sample) -> Draw:
     """The draw that stands for a sample."""
     memory = sample.loc.new_full((), float("nan"))
     if isinstance(memory, FakeTensor):  # of which torch makes no other subclass
-        with _disable_current_modes():
+        with disable_current_modes():
             memory = torch.empty((), dtype=memory.dtype, device="meta")
             result = memory.expand(sample.shape).as_subclass(Draw)
     else:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from .._autograd import is_transformed, owns
+from .._autograd import owns
 from .._recomputation import again, in_step, is_recomputing, unseen
+from .._torch import is_transformed
 from ..distributions import Radial
 from ..distributions._joint import take
 from ._draw import draw, split_bias, wants_grad

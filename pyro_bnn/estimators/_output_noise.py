@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._autograd import is_transformed, owns
+from .._autograd import owns
 from .._recomputation import again, in_step
+from .._torch import is_transformed
 from ._draw import wants_grad
 from ._maps import LinearMap
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .._autograd import is_transformed
+from .._torch import is_transformed, one_dnn_linear
 
 _MIN_SIZE = 1 << 22  # multiplications below which to call costs more than the product gains
 
@@ -50,7 +50,7 @@ def _is_faster(input: Tensor, weight: Tensor, min_size: int) -> bool:
 
 
 def _one_dnn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return one_dnn_linear(input, weight, bias, "none", [], "")
 
 
 @cache

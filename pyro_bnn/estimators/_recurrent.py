@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .._autograd import is_transformed
+from .._torch import is_transformed
 from ._draw import meet
 from ._maps import Steps
 from ._repeated import Repeated

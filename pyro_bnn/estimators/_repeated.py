@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from .._autograd import is_transformed
+from .._torch import backward_id, is_transformed
 from ._products import multiply, product, transposed
 
 Log = dict[int, list[tuple[Tensor, Tensor]]]  # gradients and inputs of the steps, by backward pass
@@ -55,7 +55,7 @@ class _Step(Function):
             by_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
             return grad @ weight, grad.t() @ input, by_bias, None, None, None
         # Another pass over the same graph may not ask for this weight, and never fetch its notes.
-        notes = ctx.log.setdefault(torch._C._current_graph_task_id(), [])
+        notes = ctx.log.setdefault(backward_id(), [])
         notes.append((grad, input))
         return multiply(grad, ctx.transposed), None, None, grad.new_zeros(()), None, None
 
@@ -70,7 +70,7 @@ class _Total(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        notes = ctx.log.pop(torch._C._current_graph_task_id(), None)
+        notes = ctx.log.pop(backward_id(), None)
         if notes is None:
             return None, None, None
         grads, inputs = (torch.cat(parts) for parts in zip(*notes, strict=True))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import DisableTorchFunctionSubclass
+
 REMEDY = (
     "What cannot take sample dimensions, as pooling or a sequence, needs a run for each: predict "
     "by `pyro_bnn.infer.Predictive`, train without `vectorize_particles`"
@@ -34,7 +36,7 @@ class Sampled(Tensor):
             return NotImplemented  # a draw knows better
         call = _pad if func is F.pad else func
         try:
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 result = call(*args, **(kwargs or {}))
         except RuntimeError as error:
             shapes = [tuple(x.shape) for x in args if isinstance(x, Sampled)]

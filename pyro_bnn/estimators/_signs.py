@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import is_transformed
 from .._recomputation import in_step
+from .._torch import is_transformed
 
 Pair = tuple[Tensor, Tensor | None]  # signs, and what they are of
 _INT64 = -(1 << 63), (1 << 63) - 1

@@ -13,13 +13,13 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
-from pyro.nn.module import _make_name
-from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamHandler
 from pyro.poutine.trace_messenger import TraceHandler
 from torch import nn
 
 from .._parameter_store import own_parameters
+from .._pyro import BoundPartial, make_name
 from ..nn._prior import Prior
 
 
@@ -48,7 +48,7 @@ def sample_attributes(root: nn.Module) -> Iterator[tuple[str, PyroModule, str, A
     """Full name, module, key and prior of each PyroSample attribute that is random."""
     for owner in pyro_modules(root):
         for key, fn in own_samples(owner):
-            yield _make_name(owner._pyro_name, key), owner, key, fn
+            yield make_name(owner._pyro_name, key), owner, key, fn
 
 
 def own_samples(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -68,7 +68,7 @@ def model_parameters(model: Callable[..., Any]) -> Iterator[nn.Parameter]:
 def attribute_names(model: Callable[..., Any]) -> set[str]:
     """Full names of the PyroSample attributes of a model's modules."""
     return {
-        _make_name(module._pyro_name, key)
+        make_name(module._pyro_name, key)
         for root in referred_modules(model)
         for module in root.modules()
         if isinstance(module, PyroModule)
@@ -89,8 +89,8 @@ def other_names(model: Callable[..., Any]) -> dict[str, str]:
         for path, module in root.named_modules(remove_duplicate=False):
             own = {key: (module, key) for key in vars(module).get("_pyro_samples", ())}
             for key, (owner, own_key) in (own | vars(module).get("_ties", {})).items():
-                path_in_model = _make_name(getattr(root, "_pyro_name", ""), path)
-                found[_make_name(path_in_model, key)] = _make_name(owner._pyro_name, own_key)
+                path_in_model = make_name(getattr(root, "_pyro_name", ""), path)
+                found[make_name(path_in_model, key)] = make_name(owner._pyro_name, own_key)
     return found
 
 
@@ -166,7 +166,7 @@ def _referred_modules(function: Any, kind: type[nn.Module] = PyroModule) -> list
 def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:
     handlers = []
     while True:
-        if isinstance(model, _bound_partial):
+        if isinstance(model, BoundPartial):
             model = model.func
         elif isinstance(model, partial) and isinstance((*model.args, None)[0], Messenger):
             handlers.append(model.args[0])

@@ -13,6 +13,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from .._pyro import waiting_states
 from ..guides import AutoPosterior
 from ..guides._sites import referred_modules
 
@@ -112,12 +113,12 @@ class PyroOptimizer(Stateful):
 
     def state(self) -> Any:
         # What has been loaded waits for the parameters' next step.
-        return self.obj._state_waiting_to_be_consumed | self.obj.get_state()
+        return waiting_states(self.obj) | self.obj.get_state()
 
     def names(self) -> list[str]:
         """The names in Pyro's store of the parameters that have a state."""
         param_name = pyro.get_param_store().param_name
-        return [*self.obj._state_waiting_to_be_consumed, *map(param_name, self.obj.optim_objs)]
+        return [*waiting_states(self.obj), *map(param_name, self.obj.optim_objs)]
 
     def load(self, state: Any) -> None:
         self.obj.optim_objs.clear()

@@ -205,11 +205,13 @@ class Posterior(ChecksStates, PyroModule):
         # An attribute would be looked up in the parameter store, where the context has just put it.
         value.unconstrained = weakref.ref(raw)
         full_name = self._pyro_get_fullname(name)
-        return _param(full_name, value, constraint=constraint, event_dim=event_dim, name=full_name)
+        return _statement(
+            full_name, value, constraint=constraint, event_dim=event_dim, name=full_name
+        )
 
 
 @effectful(type="param")
-def _param(name: str, value: Tensor, **kwargs: Any) -> Tensor:
+def _statement(name: str, value: Tensor, **kwargs: Any) -> Tensor:
     """Pyro's statement of a parameter, with its value as the initial one."""
     return value
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro.distributions import TorchDistribution
 
-from .._autograd import is_transformed
+from .._torch import is_transformed
 from ..distributions._joint import MAX_SIZE, Joint
 from ..estimators import Shared
 from ._normal import NormalPosterior

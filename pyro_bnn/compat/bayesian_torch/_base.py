@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from ..._autograd import is_transformed
+from ..._torch import is_transformed
 from ...distributions._divergence import trusted_normal
 from ...distributions._joint import MAX_SIZE
 from ...posteriors import Posterior

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..._torch import NormBase, ntuple
 from ..._validation import check_positive
 from .._variational import VariationalLayer
 from ._arguments import ByRadial
@@ -63,7 +63,7 @@ def _as(given: Any, result: Tensor) -> Any:
 
 def get_kernel_size(x: Any, n: int) -> tuple[int, ...]:
     """The size of a kernel of ``n`` dimensions, given by one number or by all."""
-    return nn.modules.utils._ntuple(n)(x)
+    return ntuple(n)(x)
 
 
 def get_rho(sigma: Tensor, delta: float) -> Tensor:
@@ -135,12 +135,12 @@ def MOPED(  # noqa: N802
 
 
 def _takes_part(module: nn.Module, kinds: Any) -> bool:
-    return isinstance(module, (kinds, _NormBase))
+    return isinstance(module, (kinds, NormBase))
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     if isinstance(layer, VariationalLayer):
         return {k: tuple(q.median().shape) for k, q in layer._posteriors.items()}
-    if isinstance(layer, _NormBase):
+    if isinstance(layer, NormBase):
         return {key: tuple(value.shape) for key, value in layer.state_dict().items()}
     return {key: tuple(p.shape) for key, p in layer.named_parameters(recurse=False)}
