@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from contextlib import nullcontext
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,6 +16,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from models import Regression, bayesian_mlp, within
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -77,6 +80,54 @@ def test_reaches_the_optimum_of_a_conjugate_model():
     evidence = dist.MultivariateNormal(torch.zeros(N), x @ x.T + 0.25 * torch.eye(N)).log_prob(y)
     bound = torch.tensor(history["bound"][-300:])
     assert within(bound, evidence / N - 5e-4, 10)
+
+
+def list_of_guides() -> tuple[BNN, AutoGuideList]:
+    pyro.clear_param_store()  # where Pyro's guides find what others of their name have learned
+    torch.manual_seed(0)
+    model = BNN(nn.Linear(3, 1), Normal(0.5))
+    guide = AutoGuideList(model)
+    guide.append(AutoReparameterization(poutine.block(model, hide=["net.bias"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["net.bias"]), init_scale=0.1))
+    return model, guide
+
+
+def test_a_list_of_guides_takes_the_steps_of_a_loop_by_hand():
+    model, guide = list_of_guides()
+    stop = lambda run: run.num_steps == 4
+    fit(model, guide, DATA, 8, lr=0.01, scale_lr=0.03, warmup=0, seed=1, callbacks=[stop])
+
+    twin, twin_guide = list_of_guides()
+    twin_guide(*DATA)
+    scales = [twin_guide[0]["net.weight"].scale_unconstrained]
+    others = [p for p in twin_guide.parameters() if p is not scales[0]]
+    assert len(others) == 3
+    optimizer = torch.optim.Adam([{"params": others}, {"params": scales, "lr": 0.03}], 0.01)
+    loss = TraceKL_ELBO()(twin, twin_guide)
+    torch.manual_seed(1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss(*DATA).backward()
+        optimizer.step()
+    assert equal(state(guide), state(twin_guide))
+
+
+def test_a_list_of_guides_is_validated_and_resumed(tmp_path):
+    results = []
+    for path, ends in (("a", [None]), ("b", [5, None])):
+        for end in ends:
+            pyro.set_rng_seed(0)
+            model, guide = list_of_guides()
+
+            def interrupt(run, end=end):
+                if run.num_steps == end:
+                    raise KeyboardInterrupt
+
+            settings = {"checkpoint": tmp_path / path, "checkpoint_every": 1, "resume": True}
+            with nullcontext() if end is None else pytest.raises(KeyboardInterrupt):
+                fit(model, guide, DATA, 8, validation=DATA, callbacks=[interrupt], **settings)
+        results.append([*state(model, guide), guide.median()["net.bias"]])
+    assert equal(*results)
 
 
 def test_history_has_the_terms_of_the_bound():
@@ -334,7 +385,9 @@ def test_bad_arguments_are_refused(argument, value):
 def test_bad_guides_are_refused():
     model, _ = bnn()
     with pytest.raises(TypeError, match="AutoLRT"):
-        fit(model, pyro.infer.autoguide.AutoNormal(model), data(), 1)
+        fit(model, AutoNormal(model), data(), 1)
+    with pytest.raises(TypeError, match=r"`guide` \(=AutoGuideList\).*with one of them"):
+        fit(model, AutoGuideList(model), data(), 1)
     guide = AutoLRT(model)
     loader = DataLoader(TensorDataset(*data()), 5)
     with pytest.raises(ValueError, match="`batch_size`"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuideList
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,7 @@ from ..infer import KLWarmup
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
+from ._guides import groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
 from ._progress import Progress
@@ -30,7 +32,7 @@ _NUM_STEPS = 20_000  # the bound of small networks has converged by then
 
 def fit(
     model: Callable[..., Any],
-    guide: AutoPosterior,
+    guide: AutoPosterior | AutoGuideList,
     data: Any,
     epochs: int | None = None,
     *,
@@ -67,7 +69,8 @@ def fit(
 
     Args:
         model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, whose data plate scales mini-batches.
-        guide: a guide of :mod:`pyro_bnn.guides` for it.
+        guide: a guide of :mod:`pyro_bnn.guides` for it, or Pyro's ``AutoGuideList`` with some of
+            them and others, which learn by ``lr``.
         data: a DataLoader, or a tuple or dictionary of tensors or arrays with rows in the first
             dimension. A tuple ``(x, y)`` is what the model is called with, a dictionary
             ``{"x": x, "y": y, "weight": w}`` its keywords; so are the batches of a DataLoader.
@@ -155,8 +158,8 @@ def fit(
         rise = KLWarmup(elbo, first, start=kl_weight / (first + 1), kl_weight=kl_weight)
     move = lambda batch: map_tensors(lambda x: x.to(like.device, non_blocking=True), batch)
     num_data, names = prepare(elbo, model, guide, train, held_out, num_data, move)
-    groups = guide.parameter_groups(lr=lr, scale_lr=scale_lr)
-    groups[0]["params"] += parameters(names)
+    others = [p for part in parts.values() for p in part.parameters()] + parameters(names)
+    groups = groups_of(guide, others, lr, scale_lr)
     made = (_adam if optimizer is None else optimizer)(groups)
     scheduler = LambdaLR(made, lambda step: _schedule(step / total))
     run = Run(model, guide, elbo, made, num_data, total, move, clip_norm, autocast)

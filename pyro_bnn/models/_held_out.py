@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import _rng
 from ._batches import arguments
+from ._guides import shared_draws
 
 _SEED = 0  # of all evaluations, whose difference is then that of the weights
 
@@ -45,7 +46,7 @@ def log_density(
     total, num_rows = 0.0, 0
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
     # One weight for all rows, as in predictions: rows may interact in the network.
-    with _rng.preserved(), evaluating(*modules), guide.shared_draws():
+    with _rng.preserved(), evaluating(*modules), shared_draws(guide):
         torch.manual_seed(_SEED)
         for batch in data:
             args, kwargs = arguments(batch)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guides import AutoPosterior
 from ..infer import TraceKL_ELBO
 from ._batches import arguments
 from ._history import History
@@ -48,7 +47,7 @@ class Run:
     def __init__(
         self,
         model: Callable[..., Any],
-        guide: AutoPosterior,
+        guide: Any,
         elbo: Objective,
         optimizer: torch.optim.Optimizer,
         num_data: int,

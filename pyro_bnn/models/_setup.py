@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributions import Categorical, constraints
 
 from .._validation import check_positive
-from ..guides import AutoPosterior
 from ..guides._sites import referred_modules
 from . import _rng
 from ._batches import Batches, TensorBatches, arguments
 from ._bnn import BNN
+from ._guides import check_guide
 from ._held_out import evaluating, log_density
 from ._rows import innermost
 from ._run import Objective
@@ -27,11 +27,7 @@ from ._run import Objective
 
 def check_arguments(guide: Any, checkpoint: Any, resume: bool, **given: Any) -> None:
     """Raises a TypeError or ValueError if an argument of ``fit`` is out of range."""
-    if not isinstance(guide, AutoPosterior):
-        raise TypeError(
-            f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
-            "`AutoLRT(model)`"
-        )
+    check_guide(guide)
     for name in (
         "epochs",
         "num_particles",
@@ -77,7 +73,7 @@ def num_batches(train: Batches) -> int:
 def prepare(
     elbo: Objective,
     model: Callable[..., Any],
-    guide: AutoPosterior,
+    guide: Any,
     train: Batches,
     held_out: Batches | None,
     num_data: int | None,
