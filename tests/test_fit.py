@@ -109,7 +109,7 @@ def test_a_list_of_guides_takes_the_steps_of_a_loop_by_hand():
         optimizer.zero_grad()
         loss(*DATA).backward()
         optimizer.step()
-    assert equal(state(guide), state(twin_guide))
+    torch.testing.assert_close(state(guide), state(twin_guide))
 
 
 def test_a_list_of_guides_is_validated_and_resumed(tmp_path):
