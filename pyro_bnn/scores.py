@@ -28,7 +28,9 @@ def brier(probs: Tensor, y: Tensor) -> Tensor:
     return (probs - true).square().sum(-1)
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
+def calibration_error(
+    confidence: Tensor, correct: Tensor, num_bins: int = 15, *, weight: Tensor | None = None
+) -> float:
     r"""The expected calibration error (ECE) of classes.
 
     .. math:: \sum_b \frac{n_b}{N} \left| \mathrm{accuracy}_b - \mathrm{confidence}_b \right|
@@ -37,6 +39,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -
         confidence: the probability of the predicted class.
         correct: whether it is the true one, in the same shape.
         num_bins: number of bins of equal width.
+        weight: how often each prediction counts, in the same shape; once by default.
 
     Raises:
         ValueError: if the shapes differ, or there is nothing to average.
@@ -50,8 +53,10 @@ def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -
     """
     check_alike(confidence=confidence, correct=correct)
     gap = correct.double().flatten() - confidence.double().flatten()
-    sums = in_bins(confidence, num_bins).bincount(gap)
-    return float(sums.abs().sum() / gap.numel())
+    times = torch.ones_like(gap) if weight is None else weight.double().flatten()
+    check_alike(confidence=gap, weight=times)
+    sums = in_bins(confidence, num_bins).bincount(gap * times)
+    return float(sums.abs().sum() / times.sum())
 
 
 def in_bins(confidence: Tensor, num_bins: int) -> Tensor:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from models import within
+from pyro import poutine
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -207,6 +208,38 @@ def test_other_likelihoods(likelihood, num_out, y, key):
     assert all(map(math.isfinite, found.values()))
 
 
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_weights_are_repetitions_and_masks_are_omissions(kind):
+    lik, num_out = {
+        "classes": (likelihoods.Categorical(), 3),
+        "numbers": (likelihoods.Normal(1e-4), 1),  # whose samples are the functions
+    }[kind]
+    model, samples, x, f = linear(lik, num_out, 200)
+    y = torch.randint(3, (N,)) if kind == "classes" else f[0, :, 0] + torch.randn(N, dtype=D)
+    weight, mask = torch.randint(4, (N,)), torch.rand(N) < 0.7
+    given = {"x": x, "y": torch.where(mask, y, -9), "mask": mask, "weight": weight}
+    times = weight * mask
+    expected = evaluate(model, samples, (x.repeat_interleave(times, 0), y.repeat_interleave(times)))
+    for size in (None, 7):
+        found = evaluate(model, samples, given, batch_size=size)
+        assert list(found) == list(expected)
+        for name, value in found.items():
+            # Ranks among 200 are spread at random.
+            tolerance = {"abs": 0.03} if kind == "numbers" and "cal" in name else {"rel": 1e-3}
+            assert value == pytest.approx(expected[name], **tolerance), name
+
+
+def test_masks_of_some_targets_of_a_row():
+    model, samples, x, f = linear(likelihoods.Normal(0.5), 3)
+    y, mask = torch.randn(N, 3, dtype=D), torch.rand(N, 3) < 0.6
+    mask[:5] = False
+    found = evaluate(model, samples, {"x": x, "y": y, "mask": mask})
+    density = (dist.Normal(f, 0.5).log_prob(y) * mask).sum(-1).logsumexp(0) - math.log(S)
+    assert found["log_density"] == pytest.approx(density[mask.any(1)].mean().item())
+    error = (f.mean(0) - y)[mask].square().mean().sqrt()
+    assert found["rmse"] == pytest.approx(error.item())
+
+
 def test_every_form_of_data():
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
     model = BNN(net, likelihoods.Categorical())
@@ -239,8 +272,10 @@ def test_bad_data():
         evaluate(model, samples, x)
     with pytest.raises(ValueError, match="observes nothing of `data`"):
         evaluate(model, samples, (x,))
-    with pytest.raises(ValueError, match=r"`data` has \['weight'\]: choose the rows"):
-        evaluate(model, samples, {"x": x, "y": y, "weight": torch.ones(N)})
+    with pytest.raises(ValueError, match="`data` has no target that counts"):
+        evaluate(model, samples, {"x": x, "y": y, "weight": torch.zeros(N)})
+    with pytest.raises(ValueError, match=r"`data` has \['weight'\], of which only a `BNN` says"):
+        evaluate(poutine.mask(model, mask=True), samples, {"x": x, "y": y, "weight": y.exp()})
     with pytest.raises(ValueError, match=r"`data` has tensors of \[60, 59\] rows"):
         evaluate(model, samples, (x, y[1:]))
     model, samples, x, _ = linear(likelihoods.Categorical(), 3)

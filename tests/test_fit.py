@@ -496,6 +496,14 @@ def test_log_density_of_held_out_data():
     found = log_density(model, guide, [(x[:7], y[:7]), (x[7:], y[7:])], num_samples=600)
     assert found == pytest.approx(expected.item(), abs=0.02)
     assert torch.equal(random, torch.get_rng_state())
+    # Rows count as often as their weights say, or not at all.
+    times, mask = torch.arange(N) % 3, torch.arange(N) % 5 > 0
+    batch = {"x": x, "y": y, "weight": times, "mask": mask}
+    repeated = [a.repeat_interleave(times * mask, 0) for a in (x, y)]
+    settings = {"num_samples": 5}
+    assert log_density(model, guide, [batch], **settings) == pytest.approx(
+        log_density(model, guide, [repeated], **settings), rel=1e-4
+    )
 
 
 def test_the_best_parameters_are_kept():

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from .. import scores
 from ._batches import arguments, batches, map_tensors
+from ._bnn import BNN
 from ._draws import Draws
-from ._predict import Call, device_and_dtype, predictions
+from ._predict import device_and_dtype, predictions
 from ._prediction import CLASSES, Prediction
+from ._rows import counts
 
 _LEVELS = torch.arange(0.05, 0.99, 0.05)  # of the probabilities whose frequencies are compared
 
@@ -35,7 +37,8 @@ def evaluate(
         model: see :func:`~pyro_bnn.predict`.
         guide: likewise.
         data: inputs and targets: a tuple ``(x, y)`` or a dictionary of tensors or arrays, or a
-            DataLoader of them, as for :func:`~pyro_bnn.fit`.
+            DataLoader of them, as for :func:`~pyro_bnn.fit`. The ``mask`` and ``weight`` of a
+            :class:`~pyro_bnn.BNN` tell how often a target counts in the means.
         num_samples: number of draws :math:`S` of the weights, 100 by default.
         interval: probability of the central interval that is scored.
         batch_size, site, parallel: see :func:`~pyro_bnn.predict`.
@@ -63,8 +66,8 @@ def evaluate(
 
     Raises:
         TypeError: if ``data`` are none of these.
-        ValueError: if an argument is out of range, there are no data, or they have masks or
-            weights, which would change what is averaged, or no targets.
+        ValueError: if an argument is out of range, there are no data, they have no targets, or
+            none that count, or masks or weights of a model that is no BNN.
 
     Example:
         >>> from pyro_bnn import BNN, evaluate, fit, likelihoods
@@ -82,30 +85,33 @@ def evaluate(
     given = batches(data, batch_size, shuffle=False, dtype=dtype).epoch()
     calls = (arguments(map_tensors(lambda t: t.to(device), batch)) for batch in given)
     rows: list[dict[str, Tensor]] = []
-    for prediction, targets, values in predictions(
-        model, draws, map(_checked, calls), site, parallel
-    ):
-        if targets.observed is None:
+    for prediction, targets, values, call in predictions(model, draws, calls, site, parallel):
+        y = targets.observed
+        if y is None:
             raise ValueError(
                 "the model observes nothing of `data`: give the targets, too, as a tuple `(x, y)`"
             )
         density = targets.log_prob(values).logsumexp(0) - math.log(draws.num_samples)
         found = {"log_density": density}
         if targets.kind in CLASSES:
-            found |= _of_classes(prediction, targets.observed)
+            found |= _of_classes(prediction, y)
         else:
-            found |= _of_numbers(prediction, targets.observed, interval)
-        rows.append(found)
+            found |= _of_numbers(prediction, y, interval)
+        rows.append(found | _counts(model, y, call[1]))
     if not rows:
         raise ValueError("`data` is a DataLoader without batches: give it data")
     return _summary({n: torch.cat([row[n].flatten() for row in rows]).double() for n in rows[0]})
 
 
-def _checked(call: Call) -> Call:
-    given = [name for name in ("mask", "weight") if call[1].get(name) is not None]
-    if given:
-        raise ValueError(f"`data` has {given}: choose the rows that are to be scored, without them")
-    return call
+def _counts(model: Any, y: Tensor, given: dict[str, Any]) -> dict[str, Tensor]:
+    """How often each target counts, and each row."""
+    named = {key: given[key] for key in ("mask", "weight") if given.get(key) is not None}
+    if named and not isinstance(model, BNN):
+        raise ValueError(
+            f"`data` has {list(named)}, of which only a `BNN` says what they mean: choose the rows "
+            "that are to be scored, without them"
+        )
+    return dict(zip(("targets", "rows"), counts(y, **named), strict=True))
 
 
 def _of_classes(prediction: Prediction, y: Tensor) -> dict[str, Tensor]:
@@ -125,14 +131,20 @@ def _of_numbers(prediction: Prediction, y: Tensor, interval: float) -> dict[str,
     return found | {"pit": scores.pit(samples, y)}
 
 
-def _summary(rows: dict[str, Tensor]) -> dict[str, float]:
-    found = {name: value.mean().item() for name, value in rows.items()}
-    if "confidence" in rows:
-        error = scores.calibration_error(rows["confidence"], rows["accuracy"])
-        del found["confidence"]
-        return found | {"calibration_error": error}
-    levels = _LEVELS.to(rows["pit"])
-    frequency = torch.stack([(rows["pit"] <= level).double().mean() for level in levels])
-    del found["pit"]
+def _summary(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over the targets, and over the rows of the log density of each."""
+    rows, times = values.pop("rows"), values.pop("targets")
+    if not bool(times.any()):
+        raise ValueError(
+            "`data` has no target that counts: `mask` or `weight` rule out all of them"
+        )
+    mean = lambda x: ((x * times)[times > 0].sum() / times.sum()).item()
+    density = values.pop("log_density")
+    found = {"log_density": ((density * rows)[rows > 0].sum() / rows.sum()).item()}
+    found |= {name: mean(x) for name, x in values.items() if name not in ("confidence", "pit")}
+    if "confidence" in values:
+        given = values["confidence"], values["accuracy"]
+        return found | {"calibration_error": scores.calibration_error(*given, weight=times)}
+    gaps = [abs(mean((values["pit"] <= level).double()) - level) for level in _LEVELS.tolist()]
     found["rmse"] = math.sqrt(found["rmse"])
-    return found | {"calibration_error": (frequency - levels).abs().mean().item()}
+    return found | {"calibration_error": sum(gaps) / len(gaps)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from . import _rng
 from ._batches import arguments
+from ._bnn import BNN
 from ._guides import shared_draws
+from ._rows import counts
 
 _SEED = 0  # of all evaluations, whose difference is then that of the weights
 
@@ -37,13 +39,13 @@ def evaluating(*modules: Any) -> Any:
 def log_density(
     model: Callable[..., Any], guide: Any, data: Iterable[Any], num_samples: int = 20
 ) -> float:
-    r"""The mean over the data of :math:`\log \frac{1}{S} \sum_s p(y_n \mid x_n, w_s)`.
+    r"""The mean over the data that count of :math:`\log \frac{1}{S} \sum_s p(y_n \mid x_n, w_s)`.
 
     Args:
         data: batches, as the model takes them.
         num_samples: number of draws :math:`S`.
     """
-    total, num_rows = 0.0, 0
+    total, num_rows = 0.0, 0.0
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
     # One weight for all rows, as in predictions: rows may interact in the network.
     with _rng.preserved(), evaluating(*modules), shared_draws(guide):
@@ -52,9 +54,20 @@ def log_density(
             args, kwargs = arguments(batch)
             rows = [_log_probs(model, guide, args, kwargs) for _ in range(num_samples)]
             densities = torch.stack(rows).logsumexp(0) - math.log(num_samples)
-            total += float(densities.sum())
-            num_rows += densities.numel()
+            times = _times(model, densities, kwargs)
+            total += float((densities * times).sum())
+            num_rows += float(times.sum())
     return total / num_rows
+
+
+def _times(model: Any, densities: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """How often each row counts: by the mask and the weights that a BNN is given."""
+    if not isinstance(model, BNN):
+        return torch.ones_like(densities)
+    mask, weight = given.get("mask"), given.get("weight")
+    if mask is not None:
+        mask = mask.reshape(len(densities), -1).any(1)
+    return counts(densities, mask, weight)[1]
 
 
 def _log_probs(model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:

@@ -92,7 +92,7 @@ def predictions(
     calls: Iterable[Call],
     site: str | None = None,
     parallel: bool | None = None,
-) -> Iterator[tuple[Prediction, Targets, dict[str, Tensor]]]:
+) -> Iterator[tuple[Prediction, Targets, dict[str, Tensor], Call]]:
     """The prediction for each call of a model with its arguments, and what it is made of."""
     modules = [*referred_modules(model, nn.Module), draws.guide]
     targets = None
@@ -109,7 +109,7 @@ def predictions(
                 )
                 parts.append(predictive(*args, **kwargs))
         values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        yield targets.prediction(values), targets, values
+        yield targets.prediction(values), targets, values, (args, kwargs)
 
 
 def _targets(

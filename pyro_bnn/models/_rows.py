@@ -107,6 +107,17 @@ def as_weight(weight: Any, distribution: Any) -> Tensor:
     return weight.reshape(shape).to(parameter(innermost(distribution)).dtype)
 
 
+def counts(y: Tensor, mask: Any = None, weight: Any = None) -> tuple[Tensor, Tensor]:
+    """How often each target counts, and each row, by a mask and weights that suit the targets."""
+    targets = torch.ones(y.shape, dtype=torch.double, device=y.device)
+    for given in (mask, weight):
+        if given is not None:
+            given = torch.as_tensor(given, device=y.device)
+            is_of_rows = given.numel() == len(y)
+            targets *= given.reshape(-1, *([1] * (y.dim() - 1) if is_of_rows else y.shape[1:]))
+    return targets, targets.reshape(len(y), -1).amax(1)
+
+
 def masked(distribution: Any, mask: Tensor) -> Any:
     """A distribution that counts what a mask tells."""
     if mask.dim() == 1:
