@@ -124,7 +124,7 @@ class TestFlipout:
 
     def test_needs_symmetric_noise(self):
         q = NormalMixture(torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, 2))
-        with pytest.raises(TypeError, match="NormalMixture"):
+        with pytest.raises(ValueError, match=r"NormalMixture is none: use `Shared\(\)`"):
             Estimated(q, 1, Flipout()).rsample()
 
 
@@ -248,7 +248,7 @@ class TestLRT:
 
     def test_needs_a_normal(self):
         q = Estimated(Radial(torch.zeros(2), torch.ones(2), 1), 1, LocalReparameterization())
-        with pytest.raises(TypeError, match="Radial"):
+        with pytest.raises(ValueError, match=r"Radial is none: use `Shared\(\)` or `Flipout\(\)`"):
             q.rsample()
 
 

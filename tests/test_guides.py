@@ -18,8 +18,9 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_bnn.guides
+from pyro_bnn import bayesianize
 from pyro_bnn.distributions import Radial
-from pyro_bnn.estimators import Draw, Flipout
+from pyro_bnn.estimators import Draw, Flipout, LocalReparameterization, Shared
 from pyro_bnn.guides import (
     AutoFlipout,
     AutoLRT,
@@ -584,7 +585,69 @@ def test_a_prior_that_is_not_an_event_is_left_to_pyro():
     assert guide["weight"].distribution().batch_shape == (2, 3)
 
 
-@pytest.mark.parametrize("make", [AutoRadial, AutoMixture])
-def test_flipout_of_other_families(make):
-    q = make(bayesian_mlp(3, 4), sites={"*": partial(RadialPosterior, estimator=Flipout())})
-    assert isinstance(q(torch.ones(2, 3))["0.weight"], Draw)
+@pytest.mark.parametrize(
+    ("make", "estimator"),
+    [
+        (AutoRadial, Flipout()),
+        (AutoMixture, Shared()),
+        (AutoFlipout, LocalReparameterization()),
+        (AutoLRT, Shared()),
+    ],
+    ids=lambda x: getattr(x, "__name__", repr(x)),
+)
+def test_any_estimator_that_a_posterior_has_the_noise_for(make, estimator):
+    torch.manual_seed(0)
+    guide = make(bayesian_mlp(3, 4, bias=False), init_scale=0.3, estimator=estimator)
+    assert guide["0.weight"].estimator is estimator
+    x = torch.randn(2, 3)
+    with torch.no_grad():
+        y = torch.stack([nn.functional.linear(x, guide(x)["0.weight"]) for _ in range(4_000)])
+    q = guide["0.weight"].base()
+    mean, variance = nn.functional.linear(x, q.mean), nn.functional.linear(x**2, q.variance)
+    assert within(y, mean)
+    assert within((y - mean).square(), variance)
+    # Flipout and local reparameterization make examples independent, one shared weight does not.
+    covariance = (nn.functional.linear(x[:1] * x[1:], q.variance))[0]
+    product = (y - mean).prod(1)
+    assert within(product, covariance if isinstance(estimator, Shared) else 0.0)
+    guide.load_state_dict(copy.deepcopy(guide).state_dict())
+    assert pickle.loads(pickle.dumps(guide))["0.weight"].estimator.needs == estimator.needs
+
+
+@pytest.mark.parametrize(
+    ("make", "estimator", "remedy"),
+    [
+        (AutoMixture, Flipout(), r"use `Shared\(\)` with it"),
+        (AutoMixture, LocalReparameterization(), r"use `Shared\(\)` with it"),
+        (AutoRadial, LocalReparameterization(), r"use `Shared\(\)` or `Flipout\(\)` with it"),
+    ],
+)
+def test_estimators_that_a_posterior_has_not_the_noise_for(make, estimator, remedy):
+    with pytest.raises(ValueError, match=r"`estimator` \(=\w+\(\)\) needs.*" + remedy):
+        make(bayesian_mlp(3, 4), estimator=estimator)
+
+    def model(x):
+        pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+
+    late = make(model, estimator=estimator)
+    with pytest.raises(ValueError, match=remedy):
+        late(torch.ones(1))
+    assert not len(late)
+    with pytest.raises(TypeError, match="must be an Estimator, say"):
+        make(model, estimator=Flipout)
+
+
+def test_a_weight_used_on_both_sides_gets_flipout_for_noise_of_outputs():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    net[1].weight = net[0].weight
+    for guide in (AutoLRT, partial(AutoFlipout, estimator=LocalReparameterization())):
+        assert isinstance(guide(bayesianize(net))["0.weight"].estimator, Flipout)
+
+
+def test_a_guide_is_a_mapping_of_sites():
+    guide = AutoLRT(bayesian_mlp(3, 4, 1))
+    assert len(guide) == len(list(guide)) == 4
+    assert dict(guide.items()) == {name: guide[name] for name in guide}
+    late = AutoLRT(lambda: None)
+    assert not len(late)
+    assert late  # as any module is

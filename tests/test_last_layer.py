@@ -130,9 +130,8 @@ def test_layers_and_errors():
     with pytest.raises(TypeError, match="FullNormal cannot be pruned"):
         posterior.prune(torch.ones(2, 3, dtype=torch.bool))
     assert posterior.kept is None
-    flipped = FullNormalPosterior(torch.zeros(2, 3), 0.1, estimator=Flipout())
-    with pytest.raises(TypeError, match="flipout needs a posterior with symmetric noise"):
-        flipped.distribution().rsample()
+    with pytest.raises(ValueError, match=r"symmetric noise.*FullNormal is none: use `Shared\(\)`"):
+        FullNormalPosterior(torch.zeros(2, 3), 0.1, estimator=Flipout())
 
 
 def linear(size: int = 40, noise: float = 0.5):

@@ -55,6 +55,7 @@ class Radial(TorchDistribution):
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
     has_rsample = True
+    noise_kind = "symmetric"  # in each entry, which is what flipout needs
 
     def __init__(
         self,

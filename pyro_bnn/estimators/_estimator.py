@@ -29,10 +29,15 @@ class Estimator(ABC):
     """Turns a posterior into draws; has no state of its own.
 
     Attributes:
+        needs: what the noise of a posterior must be: ``"any"``, ``"symmetric"`` in each entry by
+            itself, or ``"normal"``, independent Normals.
+        takes_both_sides: whether a weight may be used both as it is and transposed.
         quantity: what draws from a Normal are made of, which may be computed for many small
             weights together: ``"value"``, ``"noise"``, ``"variance"``, or None.
     """
 
+    needs: ClassVar[str] = "any"
+    takes_both_sides: ClassVar[bool] = True
     quantity: ClassVar[str | None] = None
 
     @abstractmethod
@@ -43,7 +48,40 @@ class Estimator(ABC):
             base: the posterior, of shape ``samples + weight shape``.
             sample_shape: further sample dimensions, in front.
             event_dim: number of dimensions of the weight.
+
+        Raises:
+            ValueError: if the noise of ``base`` is not what the estimator needs.
         """
+
+    def check(self, base: Distribution) -> None:
+        """Refuses a posterior whose noise is not what the estimator needs.
+
+        Raises:
+            ValueError: names an estimator that works.
+        """
+        noise = noise_of(base)
+        if _NOISES[noise] < _NOISES[self.needs]:
+            raise ValueError(
+                f"`estimator` (={self!r}) needs a posterior {_NEEDED[self.needs]}, and a "
+                f"{type(base).__name__} is none: use {_WORKING[noise]} with it"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+# From what is known least of to what is known most of.
+_NOISES = {"any": 0, "symmetric": 1, "normal": 2}
+_NEEDED = {
+    "symmetric": "with symmetric noise in each entry, as Normal and radial ones have",
+    "normal": "of independent Normals",
+}
+_WORKING = {"any": "`Shared()`", "symmetric": "`Shared()` or `Flipout()`"}
+
+
+def noise_of(base: Distribution) -> str:
+    """What a distribution says of its noise by an attribute ``noise_kind``, if it is no Normal."""
+    return "normal" if isinstance(base, Normal) else getattr(base, "noise_kind", "any")
 
 
 class Shared(Estimator):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Normal
 
 from .._autograd import owns
 from .._recomputation import again, in_step, is_recomputing, unseen
 from .._torch import is_transformed
-from ..distributions import Radial
 from ..distributions._joint import take
 from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
@@ -30,7 +30,8 @@ class Flipout(Estimator):
     signs :math:`r_n, s_n`, one per input and one per output channel. Example :math:`n` then has
     exactly one weight, :math:`W_n = \mu + \Delta \circ s_n r_n^\top`, and keeps it when the
     weight is used again, also transposed. Valid for noise that is symmetric in each entry:
-    Normal and radial.
+    Normal and radial, and that of any distribution whose attribute ``noise_kind`` is
+    ``"symmetric"``.
 
     An example is an index of the first dimension of the input: all further dimensions (pixels,
     time) share its weight, and the steps of recurrent layers do. Where weights have sample
@@ -42,26 +43,25 @@ class Flipout(Estimator):
         perturbations on mini-batches", arXiv:1803.04386.
     """
 
+    needs = "symmetric"
     quantity = "noise"
 
-    def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
-        if not isinstance(base, (Normal, Radial)):
-            raise TypeError(
-                "flipout needs a posterior with symmetric noise, Normal or Radial, not "
-                f"{type(base).__name__}: use the estimator `Shared()` with it"
-            )
+    def draw(self, base: Any, sample_shape: torch.Size, event_dim: int) -> Tensor:
+        self.check(base)
         noise = Noise(base, sample_shape, take(base, sample_shape))
         return draw(FlipoutSample(noise, collapse(base.loc, event_dim)))
 
 
 class Noise:
-    """The noise of one sample, drawn when it is first asked for, where it is asked for."""
+    """The noise of one sample, drawn when it is first asked for, where it is asked for.
 
-    def __init__(
-        self, base: Normal | Radial, sample_shape: torch.Size, noise: Tensor | None = None
-    ) -> None:
+    That of a distribution with a method ``standard_noise`` of its own is drawn as a whole.
+    """
+
+    def __init__(self, base: Any, sample_shape: torch.Size, noise: Tensor | None = None) -> None:
         self.shape = sample_shape + base.loc.shape
         self._base = base
+        self._is_normal = isinstance(base, Normal)
         self._sample_shape = sample_shape
         self._standard: Tensor | None = None
         self._noise = noise
@@ -84,7 +84,7 @@ class Noise:
 
     @property
     def value(self) -> Tensor:
-        if isinstance(self._base, Radial) and not is_recomputing():
+        if not self._is_normal and not is_recomputing():
             return self._base.from_noise(self.standard)
         return again(self._base.loc) + self.noise
 
@@ -96,7 +96,7 @@ class Noise:
         return in_step(self._standard, self._draw)
 
     def _draw(self) -> Tensor:
-        if isinstance(self._base, Radial):
+        if not self._is_normal:
             return self._base.standard_noise(self._sample_shape)
         standard = self._randn(self.shape)
         if self._position is not None:
@@ -107,7 +107,7 @@ class Noise:
     def look_up(self, map: Lookup, index: Tensor) -> Tensor:
         """The noise of the rows at an index; no other row is drawn."""
         known = self._standard is not None or self._noise is not None
-        whole = known or isinstance(self._base, Radial)
+        whole = known or not self._is_normal
         # What is traced has no shapes that depend on values.
         if whole or len(self.shape) > 2 or is_transformed():
             return map(index, self.noise)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
 
 from .._autograd import square, wide
 from .._recomputation import again, in_step, is_recomputing, unseen
@@ -42,14 +42,12 @@ class LocalReparameterization(Estimator):
         reparameterization trick", arXiv:1506.02557.
     """
 
+    needs = "normal"
+    takes_both_sides = False
     quantity = "variance"
 
-    def draw(self, base: Distribution, sample_shape: torch.Size, event_dim: int) -> Tensor:
-        if not isinstance(base, Normal):
-            raise TypeError(
-                "local reparameterization needs a Normal posterior, not "
-                f"{type(base).__name__}: use the estimator `Shared()` or `Flipout()` with it"
-            )
+    def draw(self, base: Any, sample_shape: torch.Size, event_dim: int) -> Tensor:
+        self.check(base)
         shape = sample_shape + base.loc.shape
         scale = lambda: collapse(base.scale, event_dim)
         sample = LRTSample(collapse(base.loc, event_dim), scale, shape)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from ..estimators import Flipout, LocalReparameterization
 from ..posteriors import MixturePosterior, NormalPosterior, RadialPosterior
-from ._guide import AutoPosterior, PosteriorFactory
+from ._guide import AutoPosterior
 
 
 class AutoReparameterization(AutoPosterior):
@@ -39,7 +36,8 @@ class AutoFlipout(AutoPosterior):
         perturbations on mini-batches", arXiv:1803.04386.
     """
 
-    posterior = staticmethod(partial(NormalPosterior, estimator=Flipout()))
+    posterior = NormalPosterior
+    estimator = Flipout()
 
 
 class AutoLRT(AutoPosterior):
@@ -55,19 +53,16 @@ class AutoLRT(AutoPosterior):
         reparameterization trick", arXiv:1506.02557.
     """
 
-    posterior = staticmethod(partial(NormalPosterior, estimator=LocalReparameterization()))
-
-    def _usual_posterior(self, site: dict[str, Any]) -> PosteriorFactory:
-        prior = site["infer"].get("prior")
-        both = prior is not None and prior.meets_both_sides
-        return AutoFlipout.posterior if both else self.posterior
+    posterior = NormalPosterior
+    estimator = LocalReparameterization()
 
 
 class AutoRadial(AutoPosterior):
     """Radial weights, one radius for each weight tensor.
 
     See :class:`AutoPosterior` for arguments and errors, and
-    :class:`~pyro_bnn.distributions.Radial` for the distribution.
+    :class:`~pyro_bnn.distributions.Radial` for the distribution. ``estimator=Flipout()`` gives each
+    example signs of its own.
 
     References:
         Farquhar, Osborne and Gal (2020), "Radial Bayesian neural networks", arXiv:1907.00865.

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._parameter_store import OwnParameters
+from ..estimators import Flipout
 from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ._dry_run import dry_run
@@ -177,8 +178,14 @@ class Building:
             return self._usual_posterior(site)(value, scale, event_dim=fn.event_dim)
         return ConstrainedPosterior(value, scale, fn.event_dim, support=fn.support)
 
-    def _usual_posterior(self: Any, site: dict[str, Any]) -> PosteriorFactory:
-        return self.posterior
+    def _usual_posterior(self: Any, site: dict[str, Any] | None = None) -> PosteriorFactory:
+        prior = None if site is None else site["infer"].get("prior")
+        estimator = self.estimator
+        if estimator is None:
+            return self.posterior
+        if prior is not None and prior.meets_both_sides and not estimator.takes_both_sides:
+            estimator = Flipout()
+        return partial(self.posterior, estimator=estimator)
 
     def _override(self: Any, name: str) -> PosteriorFactory | None:
         fits = (p for p in self._overrides if fnmatch.fnmatchcase(name, p))

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .._parameter_store import OwnParameters, own_parameters
 from .._validation import nan_arguments
-from ..posteriors import Posterior
-from ..posteriors._posterior import all_positive
+from ..estimators import Estimator
+from ..posteriors._posterior import all_positive, check_estimator
 from ..posteriors._together import distributions
 from ._building import Building, PosteriorFactory
+from ._by_name import ByName
 from ._initialization import checked_state, init_to_network, init_to_state
 from ._late import watched
 from ._rates import LearningRates
@@ -30,7 +31,7 @@ from ._sites import (
 )
 
 
-class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ignore[misc]
+class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # type: ignore[misc]
     r"""Base class of the guides: one :class:`~pyro_bnn.posteriors.Posterior` for each site.
 
     Latent sites that are attributes of the model's modules (``PyroSample``, and the weights of
@@ -54,6 +55,8 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
             of the site and its initial value that returns it, such as :func:`init_to_fraction`. By
             default :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and
             0.1 for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
+        estimator: how draws of weights meet their inputs, instead of the usual one of the class: an
+            instance, such as ``Flipout()``. ``sites`` have those of their own posteriors.
         sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
             posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
             the first pattern that fits counts.
@@ -63,8 +66,10 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
         create_plates: as for Pyro's guides.
 
     Raises:
-        ValueError: at construction if ``init_scale`` is not positive, or ``init_loc_fn`` a
-            ``state_dict`` of another network; at the first call if the
+        TypeError: if ``estimator`` is no :class:`~pyro_bnn.estimators.Estimator`.
+        ValueError: at construction if ``init_scale`` is not positive, ``init_loc_fn`` a
+            ``state_dict`` of another network, or ``estimator`` one that the posteriors of the class
+            have not the noise for; at the first call if the
             model has no latent sites, a pattern in ``sites`` fits none, a weight is sampled
             inside a plate that is not in ``plates``, or the call has no observations although the
             model passes ``obs``, so that a site may be latent or data; at any call if an argument
@@ -73,6 +78,8 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
     posterior: ClassVar[PosteriorFactory]
+    #: How draws meet inputs; None leaves it to ``posterior``.
+    estimator: Estimator | None = None
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
         *,
         init_loc_fn: Callable[[dict[str, Any]], Tensor] | Mapping[str, Tensor] | None = None,
         init_scale: float | Callable[[dict[str, Any], Tensor], float | Tensor] | None = None,
+        estimator: Estimator | None = None,
         sites: Mapping[str, PosteriorFactory] | None = None,
         plates: Collection[str] = (),
         allow_nan: bool = False,
@@ -87,14 +95,17 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
     ) -> None:
         if init_scale is not None and not callable(init_scale) and not all_positive(init_scale):
             raise ValueError(f"`init_scale` (={init_scale}) must be positive and finite")
+        check_estimator(estimator)
         super().__init__(model, create_plates=create_plates)
         self.init_scale = init_scale
+        if estimator is not None:
+            self.estimator = estimator
         self.allow_nan = allow_nan
         self._overrides = dict(sites or {})
         self._network_plates = frozenset([plates] if isinstance(plates, str) else plates)
         self._shared = False
         self._is_loaded = False
-        self._by_name: dict[str, Posterior] = {}  # modules inside `posteriors`
+        self._by_name = {}
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
         own_parameters(self)
@@ -107,18 +118,6 @@ class AutoPosterior(SavedWhole, Building, LearningRates, AutoGuide):  # type: ig
             if not self._network_plates:
                 self._attach(site["name"], self._made(site, self._initial_value(site)))
         own_model_parameters(model)
-
-    # What the guide knows of its sites.
-
-    def __getitem__(self, name: str) -> Posterior:
-        """The posterior of a site."""
-        if name not in self._by_name:
-            raise KeyError(f"no posterior for `{name}`; there are {list(self._by_name)}")
-        return self._by_name[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the sites that have posteriors so far."""
-        return iter(self._by_name)
 
     @property
     def is_shared(self) -> bool:

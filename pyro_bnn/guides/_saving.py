@@ -88,7 +88,7 @@ class SavedWhole:
             else not family.startswith(ConstrainedPosterior.__name__)
         )
         if factory is None and is_weight:
-            factory = self.posterior
+            factory = self._usual_posterior()
         if factory is None:
             return ConstrainedPosterior(loc, 1.0, support=None, family=family)
         return factory(loc, 1.0)

@@ -31,7 +31,8 @@ class MixturePosterior(Posterior):
             deviation apart, since equal components would get equal gradients for ever.
 
     Raises:
-        ValueError: if ``scale`` is not positive and finite, or ``num_components`` below 1.
+        ValueError: if ``scale`` is not positive and finite, ``num_components`` below 1, or
+            ``estimator`` another one.
 
     Example:
         >>> MixturePosterior(torch.zeros(3, 2), 0.1).base().loc.shape

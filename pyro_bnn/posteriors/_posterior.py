@@ -40,7 +40,8 @@ class Posterior(ChecksStates, PyroModule):
         kept: mask of the weights that are not pruned, or None.
 
     Raises:
-        ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
+        ValueError: if ``scale`` is not positive and finite, ``loc`` not finite, or the noise of the
+            posterior other than what ``estimator`` needs.
         TypeError: if ``estimator`` is no :class:`~pyro_bnn.estimators.Estimator`.
     """
 
@@ -60,13 +61,14 @@ class Posterior(ChecksStates, PyroModule):
             raise ValueError("`loc` must be finite: choose another `init_loc_fn`")
         if not all_positive(scale):
             raise ValueError(f"`scale` (={scale}) must be positive and finite")
-        if estimator is not None and not isinstance(estimator, Estimator):
-            raise TypeError(f"`estimator` (={estimator!r}) must be an Estimator, say `Flipout()`")
+        check_estimator(estimator)
         self.register_buffer("kept", None)
         self.event_dim = loc.dim() if event_dim is None else event_dim
         self.estimator = estimator or Shared()
         loc = loc.detach().clone(memory_format=torch.contiguous_format)
         self._init_parameters(loc, torch.as_tensor(scale).to(loc).expand_as(loc).contiguous())
+        if self.estimator.needs != "any":
+            self.estimator.check(self.base())
 
     def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
@@ -214,6 +216,11 @@ class Posterior(ChecksStates, PyroModule):
 def _statement(name: str, value: Tensor, **kwargs: Any) -> Tensor:
     """Pyro's statement of a parameter, with its value as the initial one."""
     return value
+
+
+def check_estimator(estimator: Any) -> None:
+    if estimator is not None and not isinstance(estimator, Estimator):
+        raise TypeError(f"`estimator` (={estimator!r}) must be an Estimator, say `Flipout()`")
 
 
 def all_positive(scale: float | Tensor) -> bool:
