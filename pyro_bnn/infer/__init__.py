@@ -1,9 +1,18 @@
 """Inference."""
 
+from ._calibration import sbc_ranks, uniformity
 from ._diagnose import diagnose
 from ._diagnosis import Diagnosis
 from ._kl_warmup import KLWarmup
 from ._predictive import Predictive
 from ._trace_kl_elbo import TraceKL_ELBO
 
-__all__ = ["Diagnosis", "KLWarmup", "Predictive", "TraceKL_ELBO", "diagnose"]
+__all__ = [
+    "Diagnosis",
+    "KLWarmup",
+    "Predictive",
+    "TraceKL_ELBO",
+    "diagnose",
+    "sbc_ranks",
+    "uniformity",
+]

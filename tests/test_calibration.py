@@ -1,0 +1,88 @@
+"""Simulation-based calibration of the guides that can be exact, and of the test itself."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from kinds import GUIDES
+from scipy.stats import chisquare
+
+from pyro_bnn import BNN, fit, likelihoods
+from pyro_bnn.infer import sbc_ranks, uniformity
+from pyro_bnn.nn import BayesianLinear
+
+LEVEL = 1e-3  # of each test, stated beforehand
+SAMPLES = 99
+NOISE, PRIOR = 0.7, 1.5
+
+
+def orthogonal(num_problems):
+    """Inputs, and a model of many independent regressions with independent weights.
+
+    Each output is a data set of its own; given orthogonal inputs its weights stay independent.
+    """
+    x = 4 * torch.linalg.qr(torch.randn(40, 3)).Q
+    net = BayesianLinear(3, num_problems, bias=False, prior=dist.Normal(0.0, PRIOR))
+    return x, BNN(net, likelihoods.Normal(NOISE))
+
+
+def test_posteriors_are_told_from_wrong_ones():
+    x, model = orthogonal(300)
+    scale = (16 / NOISE**2 + 1 / PRIOR**2) ** -0.5
+
+    def p_value(factor):
+        def infer(x, y):
+            mean = scale**2 * y.T @ x / NOISE**2
+            return {"net.weight": mean + factor * scale * torch.randn(SAMPLES, 300, 3)}
+
+        ranks = sbc_ranks(model, infer, x, num_simulations=2)["net.weight"]
+        assert ranks.shape == (2, 300, 3)
+        return uniformity(ranks, SAMPLES + 1)
+
+    assert p_value(1.0) > LEVEL
+    assert p_value(0.85) < LEVEL
+    assert p_value(1.15) < LEVEL
+
+
+@pytest.mark.parametrize("kind", [k for k in GUIDES if k.is_normal], ids=lambda k: k.name)
+def test_guides_that_can_be_exact_are_calibrated(kind):
+    pyro.enable_validation(False)
+    x, model = orthogonal(300)
+
+    def infer(x, y):
+        guide = kind.make(model)
+        fit(model, guide, (x, y), epochs=350, lr=6e-2, scale_lr=6e-2, progress=False)
+        return guide
+
+    ranks = sbc_ranks(model, infer, x, num_simulations=1)
+    assert uniformity(ranks["net.weight"], SAMPLES + 1) > LEVEL
+
+
+def test_uniformity_is_the_chi_square_test():
+    ranks = torch.randint(0, 7, (50, 4))
+    counts = torch.stack(
+        [(ranks < 3).sum(), ((ranks >= 3) & (ranks < 5)).sum(), (ranks >= 5).sum()]
+    )
+    expected = 200 * torch.tensor([3, 2, 2]) / 7
+    result = uniformity(ranks, num_ranks=7, num_bins=3)
+    assert result == pytest.approx(chisquare(counts, expected).pvalue, rel=1e-6)
+
+
+def test_errors():
+    x, model = orthogonal(2)
+    samples = torch.zeros(SAMPLES, 2, 3)
+    for returned in ({}, {"net.weight": samples[1:]}, {"net.weight": samples[:, :1]}):
+        with pytest.raises(ValueError, match=r"`infer` has returned .*net\.weight"):
+            sbc_ranks(model, lambda x, y, returned=returned: returned, x)
+    with pytest.raises(ValueError, match="does not sample `site`"):
+        sbc_ranks(model, lambda x, y: {}, x, site="y")
+    with pytest.raises(ValueError, match="`num_simulations`"):
+        sbc_ranks(model, lambda x, y: {}, x, num_simulations=0)
+    for ranks in (torch.zeros(0), torch.tensor([-1]), torch.tensor([100])):
+        with pytest.raises(ValueError, match="`num_ranks`"):
+            uniformity(ranks, 100)
+    for num_bins in (1, 101):
+        with pytest.raises(ValueError, match="`num_bins`"):
+            uniformity(torch.zeros(5), 100, num_bins)
