@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_bnn import BNN, fit, likelihoods
 from pyro_bnn.guides import AutoPosterior
 from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.models import History
 from pyro_bnn.nn import BayesianLinear
 
 
@@ -46,10 +47,10 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU, **prior
 
 def train(
     model: BNN, guide: AutoPosterior, x: Tensor, y: Tensor, steps: int, batch: int, **training: Any
-) -> None:
+) -> History:
     batch = min(batch, len(x))
     epochs = math.ceil(steps / math.ceil(len(x) / batch))
-    fit(model, guide, (x, y), epochs, batch_size=batch, progress=False, **training)
+    return fit(model, guide, (x, y), epochs, batch_size=batch, progress=False, **training)
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from models import within
+from torch import nn
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -66,3 +69,45 @@ def test_defaults(tmp_path):
     args = ("--uci", str(tmp_path), "--tasks", "yacht", "--splits", "1", "--jobs", "1")
     output = run("defaults.py", *args, "--candidates", "tensor", "--times", "0.02")
     assert "tensor, 0.02 times" in output
+
+
+def test_convergence(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(70, 2))
+    index = np.arange(10).reshape(1, -1)
+    np.savez(tmp_path / "line.npz", X=x, y=x.sum(1), test_index=index)
+    file = tmp_path / "results.json"
+    args = ("--uci", str(tmp_path), "--tasks", "line", "--steps", "20", "--json", str(file))
+    output = run("convergence.py", *args, "--ladder", "10,300", "--draws", "5")
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows[:2]] == ["Pyro AutoNormal", "TyXe"]
+    assert [row["steps"] for row in rows] == [20, 20, 20, 20, 20, 10, 300]
+    assert all(math.isfinite(row["elbo"]) and row["seconds"] > 0 for row in rows)
+    assert "not reached" not in output
+    assert output.count("| ") == 2 + 5 * 2
+
+
+def test_bounds_of_the_benchmark_are_those_of_the_model(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from convergence import elbo
+    from peers import Posterior, Problem
+
+    x, y = torch.randn(50, 1), torch.randn(50, 1)
+    problem = Problem(lambda: nn.Linear(1, 1, bias=False), x, y)
+    loc, scale, noise = torch.tensor([[0.4]]), torch.tensor([[0.3]]), torch.tensor(0.8)
+    square = ((y - loc * x) ** 2 + (scale * x) ** 2).sum() / noise**2
+    likelihood = -0.5 * square - 50 * torch.log(noise * math.sqrt(2 * math.pi))
+    kl = 0.5 * (loc**2 + scale**2 - 1) - scale.log()
+    posterior = Posterior([(loc, scale)], noise)
+    values = torch.tensor([elbo(problem, posterior, draws=1) for _ in range(2000)])
+    assert within(values, ((likelihood - kl) / 50).item())
+
+
+def test_mean_field(tmp_path):
+    image = tmp_path / "bands.png"
+    args = ("--guides", "AutoLRT", "--hidden", "2", "--steps", "50", "--plot", str(image))
+    output = run("mean_field.py", *args, "--chains", "2", "--draws", "4", "--warmup", "4")
+    assert "R-hat" in output
+    assert "NUTS" in output
+    assert "AutoLRT" in output
+    assert image.stat().st_size > 5_000
