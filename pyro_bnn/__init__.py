@@ -17,7 +17,7 @@ from . import (
     scores,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
-from .models import BNN, evaluate, fit, predict, refit_last_layer, resume, save
+from .models import BNN, evaluate, fit, moments, predict, refit_last_layer, resume, save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "guides",
     "infer",
     "likelihoods",
+    "moments",
     "nn",
     "plots",
     "posteriors",

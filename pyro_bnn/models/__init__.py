@@ -6,6 +6,7 @@ from ._evaluate import evaluate
 from ._fit import fit
 from ._history import History
 from ._last_layer import refit_last_layer
+from ._moments import moments
 from ._predict import predict
 from ._prediction import Prediction
 from ._run import Run
@@ -17,6 +18,7 @@ __all__ = [
     "Run",
     "evaluate",
     "fit",
+    "moments",
     "predict",
     "refit_last_layer",
     "resume",

@@ -13,7 +13,8 @@ from .. import scores
 from ._batches import arguments, batches, map_tensors
 from ._bnn import BNN
 from ._draws import Draws
-from ._predict import device_and_dtype, predictions
+from ._inputs import device_and_dtype
+from ._predict import predictions
 from ._prediction import CLASSES, Prediction
 from ._rows import counts
 

@@ -16,7 +16,7 @@ from ..posteriors import FullNormalPosterior
 from ._batches import arguments, batches, map_tensors
 from ._bnn import BNN
 from ._held_out import evaluating
-from ._predict import device_and_dtype
+from ._inputs import device_and_dtype
 from ._rows import innermost
 
 

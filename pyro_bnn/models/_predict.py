@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .._buffers import unchanged_buffers
 from .._threads import PYRO
@@ -17,9 +14,10 @@ from ..guides._sites import referred_modules
 from ..infer import Predictive
 from ..infer._samples import GrownPlates, run
 from . import _rng
-from ._batches import batches, map_tensors
 from ._draws import Draws
 from ._held_out import evaluating
+from ._inputs import inputs
+from ._moments import predictions_of_moments
 from ._prediction import Prediction, joined
 from ._targets import Targets
 
@@ -35,6 +33,7 @@ def predict(
     batch_size: int | None = None,
     site: str | None = None,
     parallel: bool | None = None,
+    moments: bool = False,
 ) -> Prediction:
     r"""The posterior predictive distribution of the targets, with its uncertainty taken apart.
 
@@ -55,6 +54,10 @@ def predict(
         batch_size: rows to process at once, 128 by default. A DataLoader has its own.
         site: name of the targets; by default ``"obs"``, or the only site that the guide has not.
         parallel: see :class:`~pyro_bnn.infer.Predictive`, which makes the draws.
+        moments: whether to propagate mean and variance through the network of a BNN instead of
+            drawing weights (:func:`~pyro_bnn.moments`, which says where this is exact). The outputs
+            are taken for independent Normals then, which ``num_samples`` points stand for, 64 by
+            default: ``samples`` are not those of functions.
 
     Returns:
         A :class:`~pyro_bnn.models.Prediction`.
@@ -73,13 +76,13 @@ def predict(
         >>> prediction.mean.shape, prediction.samples.shape, prediction.epistemic.shape
         (torch.Size([5, 3]), torch.Size([10, 5]), torch.Size([5]))
     """
-    draws = Draws(guide, num_samples)
-    device, dtype = device_and_dtype(model, guide)
-    inputs = _inputs(x, batch_size, dtype)
-    calls: Iterator[Call] = (
-        ((map_tensors(lambda t: t.to(device), batch),), {}) for batch in inputs
-    )
-    parts = [part for part, *_ in predictions(model, draws, calls, site, parallel)]
+    given = inputs(model, guide, x, batch_size)
+    if moments:
+        parts = list(predictions_of_moments(model, guide, given, num_samples))
+    else:
+        draws = Draws(guide, num_samples)
+        calls: Iterator[Call] = (((batch,), {}) for batch in given)
+        parts = [part for part, *_ in predictions(model, draws, calls, site, parallel)]
     if not parts:
         raise ValueError("`x` is a DataLoader without batches: give it data")
     return joined(parts)
@@ -127,32 +130,3 @@ def _targets(
             f"`guide` does not: {names}"
         )
     return Targets(site, sites[site])
-
-
-def _inputs(x: Any, batch_size: int | None, dtype: torch.dtype) -> Iterator[Any]:
-    """Batches of inputs as a model takes them."""
-    if isinstance(x, DataLoader):
-        if batch_size is not None:
-            batches(x, batch_size)  # says what is wrong
-        for batch in x:
-            if isinstance(batch, Mapping):
-                yield batch["x"]
-            else:
-                yield batch[0] if isinstance(batch, (tuple, list)) else batch
-        return
-    if not isinstance(x, (Tensor, np.ndarray, tuple, dict)):
-        raise TypeError(
-            f"`x` (={type(x).__name__}) must be a tensor or an array, a tuple or dictionary of "
-            "them for a network with several inputs, or a DataLoader"
-        )
-    for (batch,) in batches((x,), batch_size, shuffle=False, dtype=dtype, name="x").epoch():
-        yield batch
-
-
-def device_and_dtype(model: Any, guide: Any) -> tuple[torch.device, torch.dtype]:
-    """Those of the weights."""
-    modules = [m for m in (guide, *referred_modules(model, nn.Module)) if isinstance(m, nn.Module)]
-    own = [t for m in modules for t in itertools.chain(m.parameters(), m.buffers())]
-    given = [*guide.values()] if isinstance(guide, Mapping) else []
-    like = next((t for t in (*own, *given) if t.is_floating_point()), torch.empty(()))
-    return like.device, like.dtype
