@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -172,6 +173,38 @@ def test_training_reaches_the_exact_posterior(kind):
     assert correlation[0, 1] < -0.3
     losses = torch.stack([elbo(x, y).detach() for _ in range(50)])
     assert abs(losses.mean() + evidence) < 0.05 + 5 * losses.std() / 50**0.5
+
+
+def test_the_bound_of_classes_and_its_gradient():
+    """Two classes, whose bound takes integrals over one dimension for each row."""
+    torch.manual_seed(0)
+    model = BNN(nn.Linear(2, 2, bias=False, dtype=D), likelihoods.Categorical())
+    guide = AutoReparameterization(model, init_scale=0.8, sites={"net.*": FullNormalPosterior})
+    q = guide["net.weight"].double()
+    with torch.no_grad():
+        q.lower_unconstrained.copy_(0.5 * torch.randn(6))
+    x, y = torch.randn(12, 2, dtype=D), torch.randint(2, (12,))
+
+    base = q.base()
+    loc, factor = base.loc.flatten(), base.scale_tril
+    design = torch.cat([-x, x], 1) * (2 * y - 1).unsqueeze(1)  # of the log odds of what is true
+    nodes, weights = map(torch.as_tensor, np.polynomial.hermite_e.hermegauss(40))
+    odds = (design @ loc).unsqueeze(1) + (design @ factor).norm(dim=1).unsqueeze(1) * nodes
+    likelihood = (nn.functional.logsigmoid(odds) @ (weights / weights.sum())).sum()
+    prior = model.net.weight_prior().base_dist
+    prior = same(prior.mean, torch.diag(prior.stddev.flatten()))
+    kl = kl_divergence(same(loc, factor), prior)
+    expected = torch.autograd.grad(kl - likelihood, list(q.parameters()))
+
+    elbo = TraceKL_ELBO()(model, guide)
+    losses, gradients = [], []
+    for _ in range(200):
+        loss = elbo(x, y)
+        losses.append(loss.detach())
+        found = torch.autograd.grad(loss, list(q.parameters()))
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    assert within(torch.stack(losses), (kl - likelihood).item())
+    assert within(torch.stack(gradients), torch.cat([g.flatten() for g in expected]))
 
 
 # The closed form.
