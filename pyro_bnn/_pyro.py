@@ -10,6 +10,10 @@ from operator import attrgetter
 from typing import Any
 
 from pyro.distributions import constraints
+from pyro.infer import Importance, RenyiELBO, Trace_ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.importance import vectorized_importance_weights
+from pyro.infer.mcmc.util import initialize_model
 from pyro.nn.module import _Context, _make_name, _PyroModuleMeta
 from pyro.poutine.messenger import _bound_partial
 from pyro.poutine.runtime import _PYRO_STACK
@@ -34,6 +38,18 @@ BoundPartial = _bound_partial
 
 # The handlers that are at work. `pyro.poutine.runtime` tells that there are some, not which.
 STACK = _PYRO_STACK
+
+# Who makes importance weights of the densities that are computed, by the code that runs then, and
+# who a bound. An argument of `log_prob`, or a handler around the guide, would replace these.
+WEIGHTS = {
+    Importance._traces.__code__: "Importance",
+    vectorized_importance_weights.__code__: "an importance weight",
+    RenyiELBO._get_trace.__code__: "RenyiELBO",
+}
+BOUND = Trace_ELBO._get_trace.__code__
+
+# What runs a model to find its sites, before anything else does. A handler around it would do.
+FIRST_RUNS = (initialize_model.__code__, AutoGuide._setup_prototype.__code__)
 
 # The parameters that the store holds, as they are. `dict(store.named_parameters())` would copy all
 # of them at every step, and `store.items()` constrain each.

@@ -20,6 +20,7 @@ from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble, to_py
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model observes nothing")
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 SIZE = 17  # which no other tensor has
 

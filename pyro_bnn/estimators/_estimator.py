@@ -22,7 +22,8 @@ from ..distributions import NormalMixture
 from ..distributions._divergence import innermost, normal_kl
 from ..distributions._joint import is_normal, take
 from ..distributions._mixture_kl import summed_mixture_kl_bound
-from ._draw import SharedSample, draw, plain
+from ._draw import Draw, SharedSample, draw, plain
+from ._importance import check_bound
 
 
 class Estimator(ABC):
@@ -143,7 +144,14 @@ class Estimated(dist.Independent):
         return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(plain(value))
+        return super().log_prob(one_weight(value))
+
+
+def one_weight(value: Tensor) -> Tensor:
+    """The ordinary weight of a draw, for a density."""
+    if isinstance(value, Draw) and not isinstance(value.sample, SharedSample):
+        check_bound()
+    return plain(value)
 
 
 def normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:

@@ -21,6 +21,7 @@ from ..posteriors._normal import is_real
 from ._dry_run import dry_run
 from ._initialization import default_scale
 from ._late import check_no_ddp
+from ._no_data import warn_of_no_data
 from ._sites import is_handled, may_observe
 
 PosteriorFactory = Callable[..., Posterior]
@@ -50,6 +51,8 @@ class Building:
             self.prototype_trace = None
         finally:
             self._model = model
+        if not trace.observation_nodes:
+            warn_of_no_data()
         self._drop_unobserved_data(trace, suspects)
         sites = dict(trace.iter_stochastic_nodes())
         self._check_sites(sites)

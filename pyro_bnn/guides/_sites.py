@@ -18,6 +18,7 @@ from pyro.poutine.reparam_messenger import ReparamHandler
 from pyro.poutine.trace_messenger import TraceHandler
 from torch import nn
 
+from .._callers import callers
 from .._parameter_store import own_parameters
 from .._pyro import BoundPartial, make_name
 from ..nn._prior import Prior
@@ -120,11 +121,10 @@ def may_observe() -> bool:
     Pyro does not tell ``obs=None`` from no ``obs``, but the code of a function lists the keywords
     that it passes.
     """
-    caller, frame = None, inspect.currentframe()
-    while frame is not None:
+    caller = None
+    for frame in callers():
         if frame.f_code is pyro.sample.__code__:  # of several, the model's encloses a handler's
             caller = frame.f_back
-        frame = frame.f_back
     keywords = () if caller is None else caller.f_code.co_consts
     return any(isinstance(names, tuple) and "obs" in names for names in keywords)
 

@@ -25,6 +25,7 @@ from .._recomputation import wait_for_backward
 from .._validation import check_kl_weight, infinite_arguments, nan_arguments
 from ..distributions._divergence import normal_kl
 from ..estimators._estimator import Estimated, normals
+from ._data import check_data
 from ._kl import add_up, analytic_kl, is_small, joint_kl
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
@@ -105,6 +106,7 @@ class TraceKL_ELBO(Trace_ELBO):
                         check_site_shape(site, self.max_plate_nesting)
         _check_finite(model, model_trace, args, kwargs)
         if torch.is_grad_enabled():
+            check_data(model_trace, guide, args, kwargs, self.kl_weight == 1)
             _check_gradients(model, model_trace, guide_trace, args, kwargs)
         return model_trace, guide_trace
 

@@ -112,6 +112,7 @@ def prepare(
             part.num_data = value
         raise
     if len(train) > 1 and not elbo.is_scaled:
+        guide._batches = None  # lest it be said again
         warnings.warn(
             "the model counts a mini-batch as all data: sample its observations inside "
             f"`pyro.plate('data', {number}, subsample_size=len(x))`, or use `pyro_bnn.BNN`",

@@ -14,6 +14,7 @@ from .._axes import Axes
 from .._validation import plain_state
 from ..estimators._draw import SharedSample, draw
 from ..priors import Normal
+from ._plates import check_plate
 from ._prior import Prior, Rule
 
 DEFAULT_PRIOR = Normal(0.0, 1.0)
@@ -79,6 +80,7 @@ class BayesianLayer:
             prior = self.__dict__["_modules"].get(name + "_prior")
             # Torch's functions take sample dimensions of a draw only.
             if prior is not None and value.dim() > len(prior.shape):
+                check_plate(name, value.shape[: value.dim() - len(prior.shape)])
                 return draw(SharedSample(value))
         return value
 

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from ..distributions import HierarchicalNormal, NormalMixture, Radial, hierarchical_kl_bound
 from ..distributions._divergence import exact_sum, innermost, trusted_normal
 from ..estimators import Estimated, Estimator
+from ..estimators._estimator import one_weight
 
 
 class Pruned(Estimated):
@@ -42,7 +43,7 @@ class Pruned(Estimated):
     def log_prob(self, value: Tensor) -> Tensor:
         if isinstance(self.full, Radial):
             return super().log_prob(value)
-        density = self.full.log_prob(torch.as_tensor(value + 0))
+        density = self.full.log_prob(one_weight(value))
         return self.sum_kept(density)
 
     def sum_kept(self, x: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""Steps of training that see no data."""
+
+from __future__ import annotations
+
+import warnings
+from types import FrameType
+
+from pyro.infer import SVI
+
+from .._callers import callers
+
+
+def warn_of_no_data() -> None:
+    # The bound of a network alone is its divergence, which one may ask for; not so a step.
+    if any(frame.f_code is SVI.step.__code__ for frame in callers()):
+        warnings.warn(
+            "the model observes nothing, so that nothing but the KL divergence is trained, back to "
+            'the prior: let it sample the data, `pyro.sample("obs", ..., obs=y)` in a data plate, '
+            "or build it by `pyro_bnn.BNN`",
+            stacklevel=to_caller(),
+        )
+
+
+def to_caller() -> int:
+    """The level of the first frame outside of what runs a step."""
+    inside = ("pyro.", "pyro_bnn.", "torch.", "contextlib")
+    names = map(_module, callers())
+    _, _, *names_above = names  # this function's, and those of what it calls, are no levels
+    levels = enumerate(names_above, 1)
+    return next((level for level, name in levels if not name.startswith(inside)), 1)
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals["__name__"]

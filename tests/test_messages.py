@@ -1,0 +1,127 @@
+"""What is said where inference would run on, and be wrong."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    Importance,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.importance import psis_diagnostic
+from pyro.optim import Adam
+
+from pyro_bnn import BNN, likelihoods
+from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.nn import BayesianLinear
+
+X, Y = torch.randn(6, 3), torch.randn(6)
+WEIGHTS = {
+    "Importance": lambda *args: Importance(*args[:2], num_samples=2).run(*args[2:]),
+    "RenyiELBO": lambda *args: RenyiELBO(num_particles=2).loss(*args),
+    "RenyiELBO, steps": lambda *args: RenyiELBO(num_particles=2).loss_and_grads(*args),
+    "an importance weight": lambda *args: psis_diagnostic(*args, num_particles=50),
+    "TraceTailAdaptive_ELBO": lambda *args: TraceTailAdaptive_ELBO(
+        num_particles=2, vectorize_particles=True
+    ).loss_and_grads(*args),
+}
+
+
+def regression(net, size=None):
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", size or len(x), subsample_size=len(x)):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("make", [AutoFlipout, AutoLRT])
+def test_importance_weights_of_no_weight(make, name):
+    net = BayesianLinear(3, 1)
+    model = regression(net)
+    guide = make(model)
+    if name == "Importance":
+        guide["weight"].prune(torch.tensor([[True, False, True]]))
+    with pytest.raises(ValueError, match=rf"{name.partition(',')[0]} .*guide.shared_draws\(\)"):
+        WEIGHTS[name](model, guide, X, Y)
+    Trace_ELBO().loss(model, guide, X, Y)
+    with guide.shared_draws():
+        WEIGHTS[name](model, guide, X, Y)
+
+
+class TestNetworkInAPlate:
+    def model(self, dim):
+        net = BayesianLinear(3, 1)
+
+        def model(x, y):
+            with pyro.plate("outer", len(x), dim=dim):
+                mean = net(x).squeeze(-1)
+                with pyro.plate("data", len(x), dim=-1) if dim < -1 else warnings.catch_warnings():
+                    pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+        return model
+
+    def test_of_the_data(self):
+        kernel = NUTS(self.model(-1), max_plate_nesting=1)
+        with pytest.raises(ValueError, match=r"`weight`.* 6 elements.*before the plate"):
+            MCMC(kernel, num_samples=1, warmup_steps=1, disable_progbar=True).run(X, Y)
+        with pytest.raises(ValueError, match=r"`weight`.* 6 elements.*before the plate"):
+            AutoNormal(self.model(-1))(X, Y)
+
+    def test_one_for_each_element(self):
+        kernel = NUTS(self.model(-2), max_plate_nesting=2)
+        mcmc = MCMC(kernel, num_samples=1, warmup_steps=1, disable_progbar=True)
+        mcmc.run(X, Y.expand(6, 6))
+        assert mcmc.get_samples()["weight"].shape == (1, 6, 1, 1, 3)
+
+
+@pytest.mark.parametrize("loss", [TraceKL_ELBO, Trace_ELBO, TraceMeanField_ELBO])
+def test_a_step_without_data(loss):
+    net = BayesianLinear(3, 1)
+    guide = AutoReparameterization(net)
+    svi = SVI(net, guide, Adam({"lr": 0.1}), loss())
+    with pytest.warns(UserWarning, match=r"observes nothing.*KL divergence.*obs=y") as found:
+        svi.step(X)
+    assert {warning.filename for warning in found} == {__file__}
+    loss()(net, guide)(X)  # the divergence, which one may want to know
+
+
+class TestForgottenNumber:
+    def train(self, model, batches, elbo=None):
+        guide = AutoLRT(model)
+        svi = SVI(model, guide, Adam({"lr": 0.01}), elbo or TraceKL_ELBO())
+        guide(*batches[0])
+        for batch in batches:
+            svi.step(*batch)
+        return guide
+
+    def batches(self):
+        return [(torch.randn(5, 3), torch.randn(5)) for _ in range(8)]
+
+    @pytest.mark.parametrize("make", [regression, lambda net: BNN(net, likelihoods.Normal())])
+    def test_of_data(self, make):
+        with pytest.warns(UserWarning, match=r"each of them as all data.*num_data") as found:
+            self.train(make(BayesianLinear(3, 1)), self.batches())
+        assert [warning.filename for warning in found] == [__file__]
+
+    def test_nothing_is_said_where_it_is_given(self):
+        self.train(regression(BayesianLinear(3, 1), size=40), self.batches())
+        self.train(BNN(BayesianLinear(3, 1), likelihoods.Normal(), num_data=40), self.batches())
+        self.train(regression(BayesianLinear(3, 1)), self.batches(), TraceKL_ELBO(kl_weight=0.1))
+
+    def test_nor_with_all_data_in_each_step(self):
+        net = BayesianLinear(3, 1)
+        self.train(regression(net), [(X, Y)] * 60)
+        self.train(regression(net), [(X + 0.1 * torch.randn(6, 3), Y) for _ in range(8)])
