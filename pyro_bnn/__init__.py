@@ -15,6 +15,7 @@ from . import (
     posteriors,
     priors,
     scores,
+    testing,
 )
 from .conversion import bayesianize, prune, pruning_masks, summary, to_deterministic
 from .models import BNN, evaluate, fit, moments, predict, refit_last_layer, resume, save
@@ -44,6 +45,7 @@ __all__ = [
     "save",
     "scores",
     "summary",
+    "testing",
     "to_deterministic",
 ]
 

@@ -14,12 +14,12 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
-from torch.distributions import kl_divergence
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
+from pyro_bnn.testing import check_layer
 
 ROWS = pytest.mark.parametrize("row", LAYERS, ids=lambda row: row.name)
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
@@ -67,29 +67,8 @@ def test_trains(row, kind, elbo):
 
 @ROWS
 @EACH
-def test_every_parameter_gets_a_gradient_also_on_the_second_pass(row, kind):
-    model, x, y = problem(row)
-    guide = kind.make(model, init_scale=0.1)
-    loss = TraceKL_ELBO()(model, guide)
-    for _ in range(2):
-        loss(x, y).backward()
-        for name, parameter in loss.named_parameters():
-            assert torch.isfinite(parameter.grad).all(), name
-            assert (parameter.grad != 0).any(), name
-        loss.zero_grad()
-
-
-@ROWS
-@EACH
-def test_divergence_counts_once(row, kind):
-    net = Total(row)
-    guide = kind.make(net)
-    module = Standalone(net, guide)
-    for size in (1, 4):
-        _, kl = module(row.x(size))
-        sites = {n: getattr(net.layer, n[len("layer.") :] + "_prior")() for n in guide}
-        expected = sum(kl_divergence(guide[n].distribution(), p) for n, p in sites.items())
-        torch.testing.assert_close(kl, expected)
+def test_contract(row, kind):
+    check_layer(lambda: Total(row), row.x(4), guides=(kind.make,))
 
 
 @ROWS

@@ -289,7 +289,7 @@ def test_refuses():
 
 class LaplacePosterior(NormalPosterior):
     def base(self):
-        return dist.Laplace(self._read("loc"), self._read("scale"))
+        return dist.Laplace(self.read("loc"), self.read("scale"))
 
 
 @pytest.mark.parametrize("prunes", [{"fraction": 0.5}, {"threshold": 0.1}])

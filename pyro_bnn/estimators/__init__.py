@@ -1,16 +1,26 @@
-"""How a draw of a weight meets its input."""
+"""How outputs are computed from a draw of a weight."""
 
-from ._draw import Draw, linear
+from ._draw import Draw, draw, linear, split_bias
 from ._estimator import Estimated, Estimator, Shared
 from ._flipout import Flipout
 from ._lrt import LocalReparameterization
+from ._maps import LinearMap
+from ._one_weight import OneWeight
+from ._register import register_map
+from ._sample import Sample
 
 __all__ = [
     "Draw",
     "Estimated",
     "Estimator",
     "Flipout",
+    "LinearMap",
     "LocalReparameterization",
+    "OneWeight",
+    "Sample",
     "Shared",
+    "draw",
     "linear",
+    "register_map",
+    "split_bias",
 ]

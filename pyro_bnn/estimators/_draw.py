@@ -35,7 +35,7 @@ class SharedSample(Sample):
     def mT(self) -> Sample:
         return SharedSample(self.loc.mT)
 
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         mean, noise = split_bias(bias)
         output = map(input, again(self.loc), mean)
         if noise is None:
@@ -70,8 +70,8 @@ class Draw(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _RULES:
-            return _RULES[func](*args, **kwargs)
+        if func in RULES:
+            return RULES[func](*args, **kwargs)
         if func in METADATA:
             with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -92,7 +92,7 @@ class Draw(torch.Tensor):
 
 
 def draw(sample: Sample) -> Draw:
-    """The draw that stands for a sample."""
+    """The draw that stands for a sample: what :meth:`Estimator.draw` returns."""
     memory = sample.loc.new_full((), float("nan"))
     if isinstance(memory, FakeTensor):  # of which torch makes no other subclass
         with disable_current_modes():
@@ -127,12 +127,12 @@ def split_bias(bias: Tensor | None) -> tuple[Tensor | None, Sample | None]:
     return bias, None
 
 
-def meet(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def apply_map(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a map makes of an input, a weight and a bias, each of which may be a draw."""
     sample = weight.sample if isinstance(weight, Draw) else SharedSample(weight)
     samples = len(sample.shape) - map.weight_dim
     try:
-        output = sample.meet(map, unsampled(plain(input), samples, 1 + map.space), bias)
+        output = sample.apply(map, unsampled(plain(input), samples, 1 + map.space), bias)
     except (AttributeError, RuntimeError, TypeError) as error:
         found = problem(map, input, sample.loc.dtype)
         if found is None:
@@ -165,7 +165,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.ones(5, 3), torch.ones(7, 1, 2, 3)).shape
         torch.Size([7, 5, 2])
     """
-    return meet(LINEAR, input, weight, bias)
+    return apply_map(LINEAR, input, weight, bias)
 
 
 def convolve(
@@ -177,7 +177,7 @@ def convolve(
     **kwargs: Any,
 ) -> Tensor:
     """One of torch's convolutions, whose weight and bias may be draws."""
-    return meet(Convolution.of(function, *args, **kwargs), input, weight, bias)
+    return apply_map(Convolution.of(function, *args, **kwargs), input, weight, bias)
 
 
 def embedding(
@@ -194,7 +194,7 @@ def embedding(
         return F.embedding(
             input, plain(weight), padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
-    return meet(Lookup(padding_idx, scale_grad_by_freq, sparse), input, weight)
+    return apply_map(Lookup(padding_idx, scale_grad_by_freq, sparse), input, weight)
 
 
 def recurrent(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -213,7 +213,7 @@ def _factors(input: Tensor, *right: Tensor, **named: Tensor) -> tuple[Tensor, ..
     return input, *right, *named.values()  # torch's names of the right one differ
 
 
-_RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     F.embedding: embedding,
     **{function: partial(convolve, function) for function in CONVOLUTIONS},

@@ -163,7 +163,7 @@ class FlipoutSample(Sample):
     def mT(self) -> Sample:
         return FlipoutSample(self._noise, self.loc.mT, self.signs, not self._transposed)
 
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         samples = len(self.shape) - map.weight_dim
         num_examples, axis = map.examples(input, samples)
         mean, sample = split_bias(bias)

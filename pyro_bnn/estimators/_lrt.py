@@ -105,7 +105,7 @@ class LRTSample(Sample):
             self._transpose = LRTSample(self.loc.mT, lambda: self.scale.mT, shape, self)
         return self._transpose
 
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         transposed = () if self._transpose is None else self._transpose._uses
         if transposed or any(use.map.sides != map.sides for use in self._uses):
             raise ValueError(

@@ -20,7 +20,7 @@ from ._sampled import REMEDY
 
 
 class LinearMap(ABC):
-    """A map that is linear in its input and in its weight.
+    """A map that is linear in its input and in its weight; by value equal to another of the same.
 
     Attributes:
         weight_dim: number of dimensions of one weight.

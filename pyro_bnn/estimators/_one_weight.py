@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,28 @@ from torch import Tensor
 
 from .._autograd import wide
 from ._maps import LinearMap, check_rows
+
+
+class OneWeight(LinearMap):
+    """A map that is computed for one weight at a time, and vectorized over sample dimensions.
+
+    Attributes:
+        input_dim: number of dimensions of a batch of inputs.
+    """
+
+    input_dim: int
+
+    @abstractmethod
+    def compute(self, input: Tensor, weight: Tensor) -> Tensor:
+        """The output for one weight of ``weight_dim`` dimensions, without a bias."""
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.dim() == self.weight_dim:
+            output = self.compute(input, weight)
+        else:
+            check_rows(input, 1 + self.space)
+            output = _over_samples(self.compute, input, weight, self.input_dim, self.weight_dim)
+        return output if bias is None else output + self.align_bias(bias)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import is_transformed
-from ._draw import meet
+from ._draw import apply_map
 from ._maps import Steps
 from ._repeated import Repeated
 from ._sampled import REMEDY
@@ -99,16 +99,16 @@ class Cell:
         self._update: Callable[..., State] = getattr(self, "_" + function.__name__)
 
     def project(self, data: Tensor, steps: Steps) -> Tensor:
-        return meet(steps, data, self.weight_ih, self.bias_ih)
+        return apply_map(steps, data, self.weight_ih, self.bias_ih)
 
     def __call__(self, projected: Tensor, state: State) -> State:
-        recurrent = meet(self._steps, state[0], self.weight_hh, self.bias_hh)
+        recurrent = apply_map(self._steps, state[0], self.weight_hh, self.bias_hh)
         return self._update(projected, recurrent, *state)
 
     def _lstm(self, projected: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> State:
         gates = projected + recurrent
         h, c = _gates(gates, c)[:2] if is_transformed() else _LSTMCell.apply(gates, c)
-        return (h if self.weight_hr is None else meet(self._steps, h, self.weight_hr)), c
+        return (h if self.weight_hr is None else apply_map(self._steps, h, self.weight_hr)), c
 
     def _gru(self, projected: Tensor, recurrent: Tensor, h: Tensor) -> State:
         size = 2 * h.shape[-1]

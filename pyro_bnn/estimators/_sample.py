@@ -32,7 +32,7 @@ class Sample(ABC):
         """The sample of the transposed weight."""
 
     @abstractmethod
-    def meet(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
+    def apply(self, map: LinearMap, input: Tensor, bias: Tensor | None) -> Tensor:
         """What the map makes of the input and this weight, with the bias added."""
 
     @abstractmethod

@@ -78,13 +78,13 @@ class FullNormalPosterior(_Correlated):
         torch.Size([])
     """
 
-    def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
         self._init_factor(scale.reshape(*self._batch(loc), -1), "scale", "lower")
 
     def base(self) -> dist.TorchDistribution:
-        tril = self._factor(self._read("scale"), self._read("lower"))
-        return FullNormal(self._read("loc"), tril, self.event_dim, validate_args=False)
+        tril = self._factor(self.read("scale"), self.read("lower"))
+        return FullNormal(self.read("loc"), tril, self.event_dim, validate_args=False)
 
     @torch.no_grad()
     def set(self, loc: Tensor, scale_tril: Tensor) -> None:
@@ -131,7 +131,7 @@ class MatrixNormalPosterior(_Correlated):
 
     SCALES = ("row_scale", "column_scale")
 
-    def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
         batch = self._batch(loc)
         log = scale.log().reshape(*batch, *rows_and_columns(loc.shape[len(batch) :]))
@@ -140,6 +140,6 @@ class MatrixNormalPosterior(_Correlated):
         self._init_factor((log - half).mean(-2).exp(), "column_scale", "column_lower")
 
     def base(self) -> dist.TorchDistribution:
-        rows = self._factor(self._read("row_scale"), self._read("row_lower"))
-        columns = self._factor(self._read("column_scale"), self._read("column_lower"))
-        return MatrixNormal(self._read("loc"), rows, columns, self.event_dim, validate_args=False)
+        rows = self._factor(self.read("row_scale"), self.read("row_lower"))
+        columns = self._factor(self.read("column_scale"), self.read("column_lower"))
+        return MatrixNormal(self.read("loc"), rows, columns, self.event_dim, validate_args=False)

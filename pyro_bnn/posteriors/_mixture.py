@@ -53,7 +53,7 @@ class MixturePosterior(Posterior):
         self._num_components = num_components
         super().__init__(loc, scale, event_dim, estimator)
 
-    def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         size = self._num_components
         steps = torch.arange(size, dtype=loc.dtype, device=loc.device) - 0.5 * (size - 1)
         offset = steps.view(-1, *(1,) * loc.dim()).expand(size, *loc.shape)
@@ -68,12 +68,12 @@ class MixturePosterior(Posterior):
 
     def base(self) -> dist.TorchDistribution:
         logits, offset, scale = map(self._components, ("logits", "offset", "scale"))
-        loc = torch.addcmul(self._read("loc").unsqueeze(-1), scale, offset)
+        loc = torch.addcmul(self.read("loc").unsqueeze(-1), scale, offset)
         return trusted_mixture(logits, loc, scale)
 
     def _components(self, name: str) -> Tensor:
         """A parameter with its components in front in memory: sums over them are far faster."""
-        return self._read(name).movedim(-1, 0).contiguous().movedim(0, -1)
+        return self.read(name).movedim(-1, 0).contiguous().movedim(0, -1)
 
     def median(self) -> Tensor:
         return self.quantiles(torch.tensor(0.5))

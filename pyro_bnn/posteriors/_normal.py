@@ -29,10 +29,10 @@ class NormalPosterior(Posterior):
     """
 
     def base(self) -> dist.TorchDistribution:
-        return trusted_normal(self._read("loc"), self._read("scale"))
+        return trusted_normal(self.read("loc"), self.read("scale"))
 
     def quantiles(self, probs: Tensor) -> Tensor:
-        return self._masked(self.base().icdf(trailing(probs, self._read("loc"))).detach())
+        return self._masked(self.base().icdf(trailing(probs, self.read("loc"))).detach())
 
 
 class ConstrainedPosterior(NormalPosterior):
@@ -103,7 +103,7 @@ class ConstrainedPosterior(NormalPosterior):
         super().adapt(prior)
 
     def _set_event_dim(self, event_dim: int) -> None:
-        free_dims = self._read("loc").dim() - self.median().dim()
+        free_dims = self.read("loc").dim() - self.median().dim()
         super()._set_event_dim(event_dim + free_dims)
 
     def distribution(self, *, shared: bool = False) -> dist.TorchDistribution:

@@ -66,11 +66,12 @@ class Posterior(ChecksStates, PyroModule):
         self.event_dim = loc.dim() if event_dim is None else event_dim
         self.estimator = estimator or Shared()
         loc = loc.detach().clone(memory_format=torch.contiguous_format)
-        self._init_parameters(loc, torch.as_tensor(scale).to(loc).expand_as(loc).contiguous())
+        self.init_parameters(loc, torch.as_tensor(scale).to(loc).expand_as(loc).contiguous())
         if self.estimator.needs != "any":
             self.estimator.check(self.base())
 
-    def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+        """Makes the parameters, once, of initial values that are checked and of one shape."""
         self.loc = PyroParam(loc, constraints.real, self.event_dim)
         self.scale = PyroParam(scale, constraints.softplus_positive, self.event_dim)
 
@@ -114,7 +115,7 @@ class Posterior(ChecksStates, PyroModule):
 
     def median(self) -> Tensor:
         """The median of each entry, shape of the weight."""
-        return self._masked(self._read("loc").detach().clone())
+        return self._masked(self.read("loc").detach().clone())
 
     def center(self) -> Tensor:
         """One value for the whole posterior, differentiable: its mean."""
@@ -189,8 +190,8 @@ class Posterior(ChecksStates, PyroModule):
         for name, (constraint, own) in self._pyro_params.items():
             self._pyro_params[name] = (constraint, (own or 0) + shift)
 
-    def _read(self, name: str) -> Tensor:
-        """A constrained parameter; a Pyro parameter only where Pyro is at work."""
+    def read(self, name: str) -> Tensor:
+        """A constrained parameter, as :meth:`base` takes it: Pyro's only where Pyro is at work."""
         context = self._pyro_context
         if context.active and not isinstance(context, OwnParameters):  # part of another module
             return getattr(self, name)

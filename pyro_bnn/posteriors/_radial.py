@@ -29,19 +29,19 @@ class RadialPosterior(Posterior):
         torch.Size([])
     """
 
-    def _init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         size = loc.shape[loc.dim() - self.event_dim :].numel()
-        super()._init_parameters(loc, math.sqrt(size) * scale)
+        super().init_parameters(loc, math.sqrt(size) * scale)
 
     def base(self) -> dist.TorchDistribution:
-        loc, scale = self._read("loc"), self._read("scale")
+        loc, scale = self.read("loc"), self.read("scale")
         if not self._num_kept():  # there is no direction without a weight
             return trusted_normal(loc, scale)
         return Radial(loc, scale, self.event_dim, validate_args=False)
 
     @torch.no_grad()
     def check_mask(self, kept: Tensor) -> None:
-        if self._read("loc").dim() > self.event_dim:
+        if self.read("loc").dim() > self.event_dim:
             raise ValueError(
                 "radial posteriors of many networks, one for each element of a plate, cannot be "
                 "pruned: they would differ in their numbers of weights"
@@ -54,16 +54,16 @@ class RadialPosterior(Posterior):
         size = self._num_kept()
         super().prune(kept)
         if self._num_kept():  # the variance of an entry is that of the radius over their number
-            scale: Any = self._read("scale") * math.sqrt(self._num_kept() / size)
+            scale: Any = self.read("scale") * math.sqrt(self._num_kept() / size)
             self.scale = scale
 
     def signal_to_noise(self) -> Tensor:
         return super().signal_to_noise() * math.sqrt(
-            self._num_kept() / max(1, self._read("loc").numel())
+            self._num_kept() / max(1, self.read("loc").numel())
         )
 
     def _num_kept(self) -> int:
-        return self._read("loc").numel() if self.kept is None else int(self.kept.sum())
+        return self.read("loc").numel() if self.kept is None else int(self.kept.sum())
 
     def quantiles(self, probs: Tensor) -> Tensor:
         raise NotImplementedError(

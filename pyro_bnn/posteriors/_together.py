@@ -50,9 +50,9 @@ def _joins(posterior: Posterior) -> bool:
 
 def _joint(quantity: str, posteriors: list[Posterior]) -> Joint:
     is_rho = not posteriors[0]._pyro_context.active  # where Pyro is at work, it makes scales
-    locs = [posterior._read("loc") for posterior in posteriors]
+    locs = [posterior.read("loc") for posterior in posteriors]
     scales: Any = [
-        posterior._parameters["scale_unconstrained"] if is_rho else posterior._read("scale")
+        posterior._parameters["scale_unconstrained"] if is_rho else posterior.read("scale")
         for posterior in posteriors
     ]
     return Joint(quantity, locs, scales, is_rho)

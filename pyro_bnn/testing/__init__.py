@@ -1,0 +1,7 @@
+"""Checks that a posterior, a layer or an estimator of your own does what those here do."""
+
+from ._estimator import check_estimator_rule
+from ._layer import check_layer
+from ._posterior import check_posterior
+
+__all__ = ["check_estimator_rule", "check_layer", "check_posterior"]
