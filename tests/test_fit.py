@@ -423,7 +423,8 @@ def test_accumulated_gradients_are_those_of_a_large_batch():
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
-def test_gradients_are_clipped_per_datum():
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_gradients_are_clipped_per_datum(autocast):
     norms = []
 
     def callback(run):
@@ -431,7 +432,8 @@ def test_gradients_are_clipped_per_datum():
         norms.append(torch.stack([g.norm() for g in gradients]).norm().item() / run.num_data)
 
     model, guide = bnn()
-    fit(model, guide, data(), 3, clip_norm=0.01, callbacks=[callback])
+    settings = {"clip_norm": 0.01, "accumulate": 2, "autocast": autocast}
+    fit(model, guide, data(), 3, batch_size=12, callbacks=[callback], **settings)
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
@@ -452,6 +454,21 @@ def test_autocast_computes_networks_in_half_precision():
     assert seen[-1] is torch.bfloat16
     assert histories[0]["kl"][1] == pytest.approx(histories[1]["kl"][1], rel=1e-3)
     assert histories[0]["bound"][1] == pytest.approx(histories[1]["bound"][1], rel=0.02)
+
+
+def test_half_precision_learns_as_single_does():
+    """Gradients of sums over many data, which the usual scale of a mean would let overflow."""
+    x = torch.randn(2000, 3)
+    y = x.sum(-1) + 3
+    losses = []
+    for dtype in (None, torch.float16):
+        torch.manual_seed(0)
+        model = BNN(nn.Linear(3, 1), Normal(0.5))
+        guide = AutoReparameterization(model)
+        history = fit(model, guide, (x, y), 5, batch_size=500, lr=0.05, autocast=dtype, seed=1)
+        losses.append(-history["bound"][-1])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] < 0.8 * -history["bound"][0]
 
 
 def test_other_optimizers():

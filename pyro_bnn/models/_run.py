@@ -65,7 +65,10 @@ class Run:
         self._move = move
         self._loss = elbo(model, guide)  # type: ignore[arg-type]
         self._device = next(iter(guide.parameters())).device.type
-        self._scaler = torch.amp.GradScaler(self._device, enabled=autocast is torch.float16)
+        # Of a sum over all data, unlike the means that the usual scale is made for.
+        scale = 2.0**10 / num_data
+        half = autocast is torch.float16
+        self._scaler = torch.amp.GradScaler(self._device, init_scale=scale, enabled=half)
         self._terms: list[tuple[float, float]] = []
 
     def step(self, batches: list[Any]) -> None:
