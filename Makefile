@@ -43,8 +43,10 @@ bench: .venv/bench.stamp  ## measure speed and memory against peers, and the can
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/predictive.py
+	$(BIN)/python benchmarks/mean_field.py
 	$(if $(UCI),$(BIN)/python benchmarks/defaults.py --uci $(UCI))
 	$(if $(UCI),$(BIN)/python benchmarks/uci.py $(UCI))
+	$(if $(UCI),$(BIN)/python benchmarks/convergence.py --uci $(UCI))
 
 wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environment
 	rm -rf build dist

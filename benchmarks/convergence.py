@@ -76,14 +76,14 @@ def run_peer(task: Problem, name: str, steps: int) -> tuple[Posterior, int, floa
     return read(), steps, time.process_time() - start
 
 
-def run_ours(task: Problem, steps: int) -> tuple[Posterior, int, float]:
+def run_ours(task: Problem, steps: int, **training: Any) -> tuple[Posterior, int, float]:
     prior = dist.Normal(0.0, 1.0)
     likelihood = likelihoods.Categorical() if task.is_classifier else likelihoods.Normal()
     net = bayesianize(task.net(), prior=prior, bias_prior=prior)
     model = BNN(net, likelihood)
     guide = AutoLRT(model)
     start = time.process_time()
-    history = train(model, guide, task.x, task.y, steps, task.batch)
+    history = train(model, guide, task.x, task.y, steps, task.batch, **training)
     seconds = time.process_time() - start
     weights = [(guide[name].loc, guide[name].scale) for name in guide]
     noise = None if task.is_classifier else model.likelihood.scale
@@ -105,12 +105,19 @@ def elbo(task: Problem, posterior: Posterior, draws: int) -> float:
     return (log_likelihood / draws - posterior.kl().item()) / num_data
 
 
+def rates(args: argparse.Namespace) -> dict[str, float]:
+    """Those that are given; `fit` has defaults for the others."""
+    given = {"lr": args.lr, "scale_lr": args.scale_lr}
+    return {name: rate for name, rate in given.items() if rate is not None}
+
+
 def measure(name: str, task: str, steps: int, args: argparse.Namespace) -> Row:
     torch.manual_seed(args.seed)
     pyro.clear_param_store()
     with torch.random.fork_rng():  # all start with the same random numbers
         data = problem(task, args)
-    result = run_ours(data, steps) if name == OURS else run_peer(data, name, steps)
+    ours = name not in PEERS
+    result = run_ours(data, steps, **rates(args)) if ours else run_peer(data, name, steps)
     posterior, taken, seconds = result
     bound = elbo(data, posterior, args.draws)
     return {"task": task, "name": name, "budget": steps, "seed": args.seed} | {
@@ -143,6 +150,8 @@ def main() -> None:
     parser.add_argument("--peers", default=";".join(PEERS), help="names separated by semicolons")
     parser.add_argument("--steps", type=int, default=20_000, help="that the peers take")
     parser.add_argument("--ladder", default=LADDER, help="steps of ours, each a run of its own")
+    parser.add_argument("--lr", type=float, help="of ours; by default, that of fit")
+    parser.add_argument("--scale-lr", type=float, help="likewise, of scales")
     parser.add_argument("--uci", type=Path, help="folder of the .npz files")
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--draws", type=int, default=20, help="of the weights, for an ELBO")
@@ -168,12 +177,13 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         return rows[-1]
 
+    label = ", ".join([OURS, *(f"{name}={rate}" for name, rate in rates(args).items())])
     tables = []
     for task in names:
         theirs = [result(name, task, args.steps) for name in peers]
         ours: list[Row] = []
         for steps in map(int, args.ladder.split(",")):
-            ours.append(result(OURS, task, steps))
+            ours.append(result(label, task, steps))
             if ours[-1]["elbo"] >= max(row["elbo"] for row in theirs):
                 break
         tables.append(table(task, theirs, ours))
