@@ -11,7 +11,7 @@ from models import Regression, data
 from torch import nn
 
 from pyro_bnn import bayesianize, prune, summary
-from pyro_bnn.guides import AutoLRT
+from pyro_bnn.guides import AutoLRT, AutoMixture
 from pyro_bnn.nn import BayesianLinear
 
 
@@ -43,9 +43,10 @@ def test_shows_sites_and_parameters(kind):
     estimator = {"AutoFlipout": "Flipout", "AutoLRT": "LocalReparameterization"}
     usual = estimator.get(kind.name, "Shared")
     shared = "Flipout" if kind.make is AutoLRT else usual  # it meets inputs from both sides
-    assert found["0.weight = 3.weight"] == ["(7, 4)", "28", "Normal(0, 1)", family, shared]
-    assert found["2.weight"] == ["(4, 4)", "16", "Normal(0, 1)", family, usual]
-    assert found["1.weight"] == ["(4,)", "4", "Normal(0, 1)", family, usual]
+    kl = "bound" if kind.make is AutoMixture else "exact"
+    assert found["0.weight = 3.weight"] == ["(7, 4)", "28", "Normal(0, 1)", family, shared, kl]
+    assert found["2.weight"] == ["(4, 4)", "16", "Normal(0, 1)", family, usual, kl]
+    assert found["1.weight"] == ["(4,)", "4", "Normal(0, 1)", family, usual, kl]
     assert found["1.bias"] == ["(4,)", "4", "normalisation"]
     assert found["2.bias"] == ["(4,)", "4", "frozen"]
     lines = [" ".join(row) for row in rows(net, guide)]
@@ -86,7 +87,7 @@ def test_a_model_with_other_latent_variables_and_pruned_weights():
     assert found == cells(model, guide)
     inner = cells(model.net, guide)
     assert inner["net.0.weight"] == found["net.0.weight"]
-    assert found["noise"] == ["()", "1", "HalfCauchy", "Constrained"]
+    assert found["noise"] == ["()", "1", "HalfCauchy", "Constrained", "estimate"]
     assert "noise" not in inner
 
 

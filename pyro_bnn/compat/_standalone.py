@@ -9,14 +9,13 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from .._threads import PYRO
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..guides._saving import check_load
 from ..guides._sites import sample_attributes
-from ..infer._kl import analytic_kl, kl_or_estimate, total_kl
+from ..infer._kl import analytic_kl, kl, total_kl
 from ..nn._layer import SitePrior
 from ..nn._prior import Prior
 from ..posteriors import Posterior
@@ -98,7 +97,7 @@ class Standalone(ReturnsKL):
             posteriors = [posterior.distribution(shared=shared) for posterior, *_ in sites]
         # Autograd goes backwards: divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
-        kl = self._kl_before_draws(posteriors)
+        total = self._kl_before_draws(posteriors)
         if self.sample:
             values = [q.rsample() for q in posteriors]
         else:
@@ -115,12 +114,12 @@ class Standalone(ReturnsKL):
             for k in self._late:
                 _, _, i, key = sites[k]
                 prior = _prior(twins[i], key)
-                kl = kl + kl_or_estimate(posteriors[k], prior, values[k]).sum()
+                total = total + kl(posteriors[k], prior, values[k]).value.sum()
         finally:
             if compiles:
                 for _, _, i, key in sites:
                     twins[i].__dict__.pop(key, None)
-        return output, self._weighted(kl)
+        return output, self._weighted(total)
 
     def _trained_posteriors(self) -> Iterable[Posterior]:
         return (self.guide[name] for name in self.guide)
@@ -139,7 +138,7 @@ class Standalone(ReturnsKL):
             for i, (q, (_, module, _, key)) in enumerate(zip(posteriors, self._sites, strict=True))
             if i not in self._late
         ]
-        return total_kl((q, p, lambda q=q, p=p: kl_divergence(q, p).sum()) for q, p in pairs)
+        return total_kl(pairs)
 
     def _set_up(self) -> None:
         # Kept out of the registered modules: it is the network once more.

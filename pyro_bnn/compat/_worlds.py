@@ -110,7 +110,7 @@ _MADE = ("_twins", "_watched")
 def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
     means = [layer._kl(posteriors) for layer, posteriors in given if layer.kl_reduction == "mean"]
     sums = total_kl(
-        (*layer._pair(key, q), partial(layer._kl_of, key, q))
+        layer._pair(key, q)
         for layer, posteriors in given
         if layer.kl_reduction == "sum"
         for key, q in posteriors.items()

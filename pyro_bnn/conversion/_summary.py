@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent
 from .._pyro import make_name
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
+from ..infer._kl import kl_kind
 from ..posteriors import ConstrainedPosterior
 from ._pruning import pruned_fraction
 from ._table import table
@@ -22,10 +23,11 @@ def summary(
 ) -> None:
     """Prints each site of a network, and what stays deterministic.
 
-    For a site these are its full name, shape, number of weights, prior, posterior with estimator
-    and, once some are pruned, the fraction of weights that is; for a parameter, its name, shape,
-    and why it has no prior. A weight that several modules share is one site, and shows its other
-    names.
+    For a site these are its full name, shape, number of weights, prior, posterior with estimator,
+    what the KL divergence from the prior is by :func:`pyro_bnn.infer.kl` (exact, a bound or an
+    estimate) and, once some are pruned, the fraction of weights that is; for a parameter, its name,
+    shape, and why it has no prior. A weight that several modules share is one site, and shows its
+    other names.
 
     Args:
         net: a network or model with random weights.
@@ -40,9 +42,9 @@ def summary(
     Example:
         >>> net = bayesianize(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)))
         >>> summary(net, AutoLRT(net))
-        site      shape   weights  prior         posterior  estimator
-        0.weight  (2, 3)  6        Normal(0, 1)  Normal     LocalReparameterization
-        0.bias    (2,)    2        Normal(0, 1)  Normal     LocalReparameterization
+        site      shape   weights  prior         posterior  estimator                KL
+        0.weight  (2, 3)  6        Normal(0, 1)  Normal     LocalReparameterization  exact
+        0.bias    (2,)    2        Normal(0, 1)  Normal     LocalReparameterization  exact
         8 random weights in 2 sites
         <BLANKLINE>
         deterministic  shape  weights  why
@@ -68,7 +70,7 @@ def summary(
         total += shape.numel()
         row = [" = ".join(names), _shape(shape), f"{shape.numel():,}", _described(fn)]
         if guide is not None:
-            row += _posterior(guide, names[0])
+            row += _posterior(guide, names[0], fn)
         random.append(row)
     if guide is not None and guide.prototype_trace is not None and guide._model == (net,):
         shown = {name for row in random for name in row[0].split(" = ")}
@@ -77,9 +79,9 @@ def summary(
                 shape = site["fn"].shape()
                 total += shape.numel()
                 row = [name, _shape(shape), f"{shape.numel():,}", _described(site["fn"])]
-                random.append(row + _posterior(guide, name))
+                random.append(row + _posterior(guide, name, site["fn"]))
     header = ["site", "shape", "weights", "prior"]
-    header += ["posterior", "estimator", "pruned"] if guide is not None else []
+    header += ["posterior", "estimator", "KL", "pruned"] if guide is not None else []
     if guide is not None and not any(row[-1] for row in random):
         header, random = header[:-1], [row[:-1] for row in random]
     print(table(header, random), file=file)
@@ -94,12 +96,12 @@ def _shape(shape: torch.Size) -> str:
     return str(tuple(shape))
 
 
-def _posterior(guide: AutoPosterior, name: str) -> list[str]:
+def _posterior(guide: AutoPosterior, name: str, prior: Distribution) -> list[str]:
     q = guide[name]
     kind = type(q).__name__.removesuffix("Posterior")
     estimator = "" if isinstance(q, ConstrainedPosterior) else type(q.estimator).__name__
     pruned = "" if q.kept is None else f"{pruned_fraction(q.kept):.1%}"
-    return [kind, estimator, pruned]
+    return [kind, estimator, kl_kind(q.distribution(shared=True), prior), pruned]
 
 
 def _described(fn: Distribution) -> str:

@@ -1,6 +1,7 @@
 """Distributions of weights, with their divergences registered in ``torch.distributions``."""
 
 from . import _correlated_kl  # noqa: F401  (registers divergences)
+from ._bounds import register_bound
 from ._correlated_normal import FullNormal, MatrixNormal
 from ._hierarchical_kl import hierarchical_kl_bound
 from ._hierarchical_normal import HierarchicalNormal
@@ -19,4 +20,5 @@ __all__ = [
     "hierarchical_kl_bound",
     "kl_quadrature",
     "mixture_kl_bound",
+    "register_bound",
 ]

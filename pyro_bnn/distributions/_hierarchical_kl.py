@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
 from .._torch import is_transformed
+from ._bounds import register_bound
 from ._correlated_normal import CorrelatedNormal
 from ._divergence import (
     HALF_LOG_2_PI,
@@ -198,10 +199,10 @@ def _density_and_precision(p: HierarchicalNormal, half: Any) -> tuple[Any, Any]:
     return p.group_shape.numel() * constant - c * total, variance.reciprocal_().mul_(c)
 
 
-@register_kl(Normal, HierarchicalNormal)
-@register_kl(NormalMixture, HierarchicalNormal)
-@register_kl(Radial, HierarchicalNormal)
-@register_kl(CorrelatedNormal, HierarchicalNormal)
+@register_bound(Normal, HierarchicalNormal)
+@register_bound(NormalMixture, HierarchicalNormal)
+@register_bound(Radial, HierarchicalNormal)
+@register_bound(CorrelatedNormal, HierarchicalNormal)
 @register_kl(Independent, HierarchicalNormal)
 def _kl_hierarchical(q: Distribution, p: HierarchicalNormal) -> Tensor:
     return hierarchical_kl_bound(q, p)

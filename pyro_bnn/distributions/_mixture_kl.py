@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution, MixtureSameFamily, Normal, register_kl
+from torch.distributions import Distribution, MixtureSameFamily, Normal
 
 from .._torch import is_transformed
+from ._bounds import register_bound
 from ._divergence import HALF_LOG_2_PI, entry_kl, exact_sum, unexpanded
 from ._normal_mixture import NormalMixture, log_sum, normal_components
 
@@ -136,6 +137,6 @@ class _SummedBound(Function):
         return *((g * grad).view(shape) for g, shape in grads), *others
 
 
-register_kl(Normal, MixtureSameFamily)(mixture_kl_bound)
-register_kl(NormalMixture, Normal)(mixture_kl_bound)
-register_kl(NormalMixture, MixtureSameFamily)(mixture_kl_bound)
+register_bound(Normal, MixtureSameFamily)(mixture_kl_bound)
+register_bound(NormalMixture, Normal)(mixture_kl_bound)
+register_bound(NormalMixture, MixtureSameFamily)(mixture_kl_bound)
