@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -145,3 +146,29 @@ def test_the_store_is_read_as_it_is():
     assert _pyro.held_parameters(store)["weight"] is parameter
     assert store.param_name(parameter) == "weight"
     pyro.clear_param_store()
+
+
+def package_of(name: str) -> str:
+    """The package of a file; modules that are private and in none count as one, the first."""
+    top = name.split("/")[0].removesuffix(".py")
+    return "" if top.startswith("_") else top
+
+
+def imported_packages(name: str, tree: ast.Module):
+    folder = name.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            path = folder[: len(folder) - node.level + 1] + (node.module or "").split(".")
+            names = [path[0]] if path[0] else [alias.name for alias in node.names]
+            yield from map(package_of, names)
+
+
+def test_packages_import_only_from_those_above_them_in_the_map():
+    page = (ROOT.parent / "docs/architecture.rst").read_text()
+    order = ["", *re.findall(r"^``(\w+)`` ", page, re.MULTILINE)]
+    for name, tree in trees().items():
+        if name == "__init__.py":
+            continue
+        used_here = set(imported_packages(name, tree)) - {package_of(name)}
+        above = set(order[: order.index(package_of(name))])
+        assert used_here <= above, f"{name} imports from {used_here - above}"

@@ -48,7 +48,7 @@ class Standalone(ReturnsKL):
             assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
-        From a call: the output of ``net``, and the divergence times ``kl_weight``, a scalar.
+        From a call: the output of ``net``, and the KL divergence times ``kl_weight``, a scalar.
 
     Raises:
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
@@ -69,7 +69,7 @@ class Standalone(ReturnsKL):
     _lasting: list[Any]  # for the compiler
     _twin: nn.Module  # the last of them
     _sites: list[tuple[Posterior, Any, int, str]]  # with the module, its index among twins, a key
-    _late: set[int]  # sites whose divergence has no formula, or a prior that depends on draws
+    _late: set[int]  # sites whose KL divergence has no formula, or a prior that depends on draws
     _checked: bool
 
     def __init__(
@@ -95,7 +95,7 @@ class Standalone(ReturnsKL):
             posteriors = distributions((posterior for posterior, *_ in sites), shared=shared)
         else:
             posteriors = [posterior.distribution(shared=shared) for posterior, *_ in sites]
-        # Autograd goes backwards: divergences that come first are differentiated last, when the
+        # Autograd goes backwards: KL divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
         total = self._kl_before_draws(posteriors)
         if self.sample:

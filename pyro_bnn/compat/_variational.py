@@ -133,7 +133,7 @@ class VariationalLayer(nn.Module):
         return super().forward(*args, **kwargs)
 
     def _kl(self, distributions: Mapping[str, Distribution]) -> Tensor:
-        """The divergence of all weights, in nats; reduced by ``kl_reduction``."""
+        """The KL divergence of all weights, in nats; reduced by ``kl_reduction``."""
         return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
     def _pair(self, key: str, q: Distribution) -> tuple[Distribution, Distribution]:

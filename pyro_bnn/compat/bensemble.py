@@ -1,7 +1,7 @@
 """The layers of bensemble, as bindings over the core: change the import, keep the loop.
 
 Local reparameterization in training, the means in evaluation; a call returns the output alone, and
-``kl_divergence()`` the divergence. Checkpoints load both ways.
+``kl_divergence()`` the KL divergence. Checkpoints load both ways.
 """
 
 from __future__ import annotations

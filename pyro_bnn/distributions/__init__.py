@@ -1,6 +1,6 @@
-"""Distributions of weights, with their divergences registered in ``torch.distributions``."""
+"""Distributions of weights, with their KL divergences registered in ``torch.distributions``."""
 
-from . import _correlated_kl  # noqa: F401  (registers divergences)
+from . import _correlated_kl  # noqa: F401  (registers KL divergences)
 from ._bounds import register_bound
 from ._correlated_normal import FullNormal, MatrixNormal
 from ._hierarchical_kl import hierarchical_kl_bound

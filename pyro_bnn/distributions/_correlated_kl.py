@@ -1,4 +1,4 @@
-"""The divergences of correlated Normals, in closed form."""
+"""The KL divergences of correlated Normals, in closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normals whose entries are correlated within a weight, and their divergences."""
+"""Normals whose entries are correlated within a weight, and their KL divergences."""
 
 from __future__ import annotations
 

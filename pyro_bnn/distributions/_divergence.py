@@ -156,7 +156,7 @@ def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
 
 def _half_excess(ratio: Tensor) -> Tensor:
     """Half of what its square exceeds 1 by."""
-    excess = ratio - 1  # exact near 1, where the terms of the divergence cancel
+    excess = ratio - 1  # exact near 1, where the terms of the KL divergence cancel
     return torch.addcmul(excess, excess, excess, value=0.5)
 
 

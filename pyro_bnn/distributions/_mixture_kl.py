@@ -34,8 +34,8 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
         - \log \sum_b \omega_b e^{-KL(q_a \Vert p_b)}\Big)
 
     It is exact for two Normals, where the two mixtures coincide with well separated components,
-    and wherever one component of each matters. In between it can be loose (twice the divergence,
-    say); :func:`kl_quadrature` and ``Trace_ELBO`` give the divergence itself. Since it is an
+    and wherever one component of each matters. In between it can be loose (twice the KL divergence,
+    say); :func:`kl_quadrature` and ``Trace_ELBO`` give the KL divergence itself. Since it is an
     upper bound, an ELBO made of it still bounds the evidence from below.
 
     ``torch.distributions.kl_divergence`` returns this bound for (:class:`NormalMixture`, Normal),

@@ -1,4 +1,4 @@
-"""The divergence of one-dimensional families by quadrature, for evaluation."""
+"""The KL divergence of one-dimensional families by quadrature, for evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CUTS = (-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0
 
 
 class KLQuadrature(NamedTuple):
-    """A divergence in nats and an estimate of its error, both of shape ``batch_shape``."""
+    """A KL divergence in nats and an estimate of its error, both of shape ``batch_shape``."""
 
     kl: Tensor
     error: Tensor
@@ -28,7 +28,7 @@ class KLQuadrature(NamedTuple):
 
 @torch.no_grad()
 def kl_quadrature(q: Distribution, p: Distribution, *, num_nodes: int = 16) -> KLQuadrature:
-    r"""The divergence :math:`KL(q \Vert p)` by Gauss-Legendre quadrature, in float64.
+    r"""The KL divergence :math:`KL(q \Vert p)` by Gauss-Legendre quadrature, in float64.
 
     The range of ``q`` (12 standard deviations around each component) is split at fixed multiples
     of the scales of all components of ``q`` and ``p``, so that a spike prior is resolved as well
@@ -42,7 +42,7 @@ def kl_quadrature(q: Distribution, p: Distribution, *, num_nodes: int = 16) -> K
         num_nodes: nodes in each piece, even and at least 2.
 
     Returns:
-        The divergence in nats, summed over the event, and the summed estimate of its error.
+        The KL divergence in nats, summed over the event, and the summed estimate of its error.
 
     Raises:
         ValueError: if ``num_nodes`` is odd or below 2, or the event dimensions differ.

@@ -1,4 +1,4 @@
-"""The radial distribution and its divergence from a Normal, in closed form."""
+"""The radial distribution and its KL divergence from a Normal, in closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight draw: a tensor that remembers how it meets an input."""
+"""A weight draw: a tensor that remembers how it is applied to an input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SharedSample(Sample):
 
 
 class Draw(torch.Tensor):
-    """A draw of a weight that meets inputs by the rule of its estimator.
+    """A draw of a weight that is applied to inputs by the rule of its estimator.
 
     ``F.linear``, its transposes and products from the right, ``F.conv1d`` to ``F.conv3d``,
     ``F.conv_transpose1d`` to ``F.conv_transpose3d``, ``F.embedding`` and torch's recurrent
@@ -145,7 +145,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     r"""``F.linear`` whose weight and bias may be draws, and may carry leading sample dimensions.
 
     A weight of shape ``(S, 1, ..., 1, out, in)``, as a plate of ``S`` samples outside the data
-    plates makes it, meets an input of shape ``(N, in)`` or ``(S, N, in)`` and gives
+    plates makes it, takes an input of shape ``(N, in)`` or ``(S, N, in)`` and gives
     ``(S, N, out)``. The last of several sample dimensions counts the rows of the input, as the
     innermost data plate does, and the ones before it broadcast; a single one does not count rows.
 

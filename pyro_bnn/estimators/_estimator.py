@@ -1,4 +1,4 @@
-"""How a draw of a weight meets its input."""
+"""How outputs are computed from a draw of a weight."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ class Shared(Estimator):
 
 
 class Estimated(dist.Independent):
-    """A posterior over one weight whose draws meet inputs by an estimator's rule.
+    """A posterior over one weight whose draws are applied to inputs by an estimator's rule.
 
-    Its density, moments and divergences are those of ``base``; only :meth:`rsample` differs.
+    Its density, moments and KL divergences are those of ``base``; only :meth:`rsample` differs.
 
     Args:
         base: the posterior.
         event_dim: number of dimensions of the weight, all of them one event.
-        estimator: how draws meet inputs.
+        estimator: how outputs are computed from draws.
 
     Example:
         >>> q = Estimated(dist.Normal(torch.zeros(3, 2), torch.ones(3, 2)), 2, Flipout())

@@ -75,7 +75,7 @@ class AutoMixture(AutoPosterior):
     """An independent mixture of two Normals for each weight.
 
     See :class:`AutoPosterior` for arguments and errors, and
-    :class:`~pyro_bnn.posteriors.MixturePosterior` for the posterior. Its analytic divergence
+    :class:`~pyro_bnn.posteriors.MixturePosterior` for the posterior. Its analytic KL divergence
     is an upper bound (:func:`~pyro_bnn.distributions.mixture_kl_bound`).
     """
 

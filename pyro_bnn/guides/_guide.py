@@ -41,7 +41,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
     holds them is loaded. Sites whose prior has a constraint always do.
 
     Each posterior is sampled at the model's own site, so that ``TraceMeanField_ELBO`` and
-    :class:`~pyro_bnn.infer.TraceKL_ELBO` find the divergence from its prior in closed form.
+    :class:`~pyro_bnn.infer.TraceKL_ELBO` find the KL divergence from its prior in closed form.
 
     Args:
         model: a Pyro model: a PyroModule, which may be inside handlers such as
@@ -55,8 +55,8 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
             of the site and its initial value that returns it, such as :func:`init_to_fraction`. By
             default :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and
             0.1 for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
-        estimator: how draws of weights meet their inputs, instead of the usual one of the class: an
-            instance, such as ``Flipout()``. ``sites`` have those of their own posteriors.
+        estimator: how outputs are computed from draws of weights, instead of the usual one of the
+            class: an instance, such as ``Flipout()``. ``sites`` have those of their own posteriors.
         sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
             posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
             the first pattern that fits counts.
@@ -78,7 +78,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
     posterior: ClassVar[PosteriorFactory]
-    #: How draws meet inputs; None leaves it to ``posterior``.
+    #: How outputs are computed from draws; None leaves it to ``posterior``.
     estimator: Estimator | None = None
 
     def __init__(

@@ -11,7 +11,7 @@ from .._callers import callers
 
 
 def warn_of_no_data() -> None:
-    # The bound of a network alone is its divergence, which one may ask for; not so a step.
+    # The bound of a network alone is its KL divergence, which one may ask for; not so a step.
     if any(frame.f_code is SVI.step.__code__ for frame in callers()):
         warnings.warn(
             "the model observes nothing, so that nothing but the KL divergence is trained, back to "

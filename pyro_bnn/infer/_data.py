@@ -45,7 +45,7 @@ def check_data(model_trace: Any, guide: Any, args: Any, kwargs: Any, is_bound: b
         model_trace: what the model did in a step.
         guide: the guide, which keeps what is known of the steps before.
         args, kwargs: what model and guide are called with.
-        is_bound: whether the divergence has the weight that it has beside all data.
+        is_bound: whether the KL divergence has the weight that it has beside all data.
     """
     sites = model_trace.nodes.values()
     observed = [site for site in sites if site["type"] == "sample" and site["is_observed"]]

@@ -23,7 +23,7 @@ class KL(NamedTuple):
     Attributes:
         value: in nats, of the batch shape of the posterior.
         kind: ``"exact"``; ``"bound"``, from above; or ``"estimate"``, of which only the expectation
-            is the divergence.
+            is the KL divergence.
     """
 
     value: Tensor
@@ -70,7 +70,7 @@ def _kind_of_formula(q: Distribution, p: Distribution) -> str:
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
-    """The registered divergence in nats, exact or a bound, or None if there is none."""
+    """The registered KL divergence in nats, exact or a bound, or None if there is none."""
     try:
         return torch.as_tensor(kl_divergence(q, p))  # Pyro's is 0.0 where all is masked
     except NotImplementedError:
@@ -78,7 +78,7 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def total_kl(sites: Iterable[tuple[Distribution, Distribution]]) -> Tensor:
-    """The sum of the divergences of sites, a scalar.
+    """The sum of the KL divergences of sites, a scalar.
 
     Args:
         sites: posterior and prior of each, for which there is a formula.

@@ -1,4 +1,4 @@
-"""An ELBO with analytic divergences, wherever there are formulas for them."""
+"""An ELBO with analytic KL divergences, wherever there are formulas for them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
 
 class TraceKL_ELBO(Trace_ELBO):
-    r"""``Trace_ELBO`` with the divergence of each latent site in closed form where there is one.
+    r"""``Trace_ELBO`` with the KL divergence of each latent site in closed form where there is one.
 
     .. math:: -\mathrm{ELBO} = -E_q[\log p(D \mid w)] + \beta \sum_{\text{sites}} KL(q \Vert p)
 
-    A site's divergence is analytic if ``torch.distributions.kl_divergence`` has a formula for
+    A site's KL divergence is analytic if ``torch.distributions.kl_divergence`` has a formula for
     its posterior and prior (for mixtures, a bound) and estimated by Monte Carlo otherwise, also
     where a guide that is not mean-field draws sites in another order than the model; in
     expectation the two agree with ``Trace_ELBO``. The densities of weights that a formula
@@ -172,7 +172,7 @@ def _integrable(latent: dict[str, Site], proposed: dict[str, Site]) -> list[str]
     """Sites over which the guide may be integrated, given what it has drawn before.
 
     The prior of a site may depend on all sites before it in the model. If the guide draws one of
-    them later, it may depend on this site, whose divergence given the drawn value is then no
+    them later, it may depend on this site, whose KL divergence given the drawn value is then no
     unbiased estimate. The posteriors of weights depend on nothing.
     """
     order = {name: i for i, name in enumerate(proposed)}
@@ -185,9 +185,9 @@ def _integrable(latent: dict[str, Site], proposed: dict[str, Site]) -> list[str]
 
 
 def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
-    """Puts the divergences of sites in the places of their densities, if there are formulas.
+    """Puts the KL divergences of sites in the places of their densities, if there are formulas.
 
-    Where sites are small, the first of them gets the divergence of all.
+    Where sites are small, the first of them gets the KL divergence of all.
     """
     small: dict[float, list[tuple[Site, Site, Any]]] = defaultdict(list)
     for model_site, guide_site in sites:
@@ -231,5 +231,5 @@ def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor)
 
 
 def _own_log_prob(site: Site) -> Tensor:
-    """That of one site, where another has the divergence of both."""
+    """That of one site, where another has the KL divergence of both."""
     return -kl_divergence(site["joint"], site["fn"]) if "joint" in site else site["log_prob_sum"]

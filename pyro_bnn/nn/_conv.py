@@ -25,9 +25,9 @@ class BayesianConv2d(BayesianLayer, PyroModule[nn.Conv2d]):  # type: ignore[type
 
     .. math:: y_{o} = b_o + \sum_i W_{oi} \star x_i
 
-    In a Pyro model, weight and bias are sample sites; which posterior they get, and how its draws
-    meet the input, is up to the guide. Under flipout each image has one weight, with a sign for
-    each input and each output channel; under local reparameterization the noise of pixels is
+    In a Pyro model, weight and bias are sample sites; which posterior they get, and how outputs
+    are computed from it, is up to the guide. Under flipout each image has one weight, with a sign
+    for each input and each output channel; under local reparameterization the noise of pixels is
     independent. Weights may have sample dimensions in front (``(S, 1, out, in, height, width)``),
     as plates of particles make them; the output then has them too (``(S, N, out, ...)``), and what
     follows must take them or raises an error.

@@ -29,7 +29,7 @@ class BayesianEmbedding(
         padding_idx: index whose output is the buffer ``padding_row``, zero, whatever the weight.
         max_norm, norm_type: rows with a larger norm are scaled down to it, in the output.
         scale_grad_by_freq, device, dtype: of ``nn.Embedding``.
-        sparse: must be False, since the divergence from the prior reaches all rows.
+        sparse: must be False, since the KL divergence from the prior reaches all rows.
         prior: prior of the weight: a distribution that broadcasts to its shape
             ``(num_embeddings, embedding_dim)``, or a rule from :mod:`pyro_bnn.priors`, to which a
             row has one input; see :doc:`/defaults` for the default.

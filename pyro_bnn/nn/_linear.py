@@ -12,8 +12,8 @@ from ._layer import BayesianLayer
 class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):  # type: ignore[type-arg]
     r"""``torch.nn.Linear`` with random weights, :math:`y = x W^\top + b`.
 
-    In a Pyro model, weight and bias are sample sites; which posterior they get, and how its
-    draws meet the input, is up to the guide. Weights may have sample dimensions in front
+    In a Pyro model, weight and bias are sample sites; which posterior they get, and how
+    outputs are computed from it, is up to the guide. Weights may have sample dimensions in front
     (``(S, 1, out, in)``), as plates of particles make them.
 
     Args:

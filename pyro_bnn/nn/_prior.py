@@ -188,7 +188,7 @@ def _problems(obj: Any) -> Iterator[str]:
             wrong = value[~value.isfinite()].flatten()[0].item()
             yield f"a `{key}` of {wrong} in {value.dtype}, which must be finite"
         elif key == "scale" and value.is_floating_point():
-            # Divergences have squares of scales, in float32 at least.
+            # KL divergences have squares of scales, in float32 at least.
             info = torch.finfo(torch.promote_types(value.dtype, torch.float))
             least, most = (float(value.min()), float(value.max()))
             low, high = math.sqrt(info.tiny), math.sqrt(info.max)

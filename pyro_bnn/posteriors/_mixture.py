@@ -26,7 +26,8 @@ class MixturePosterior(Posterior):
         loc: initial location; gives the shape of the weight.
         scale: initial standard deviation of a component, positive.
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
-        estimator: how draws meet inputs; only :class:`~pyro_bnn.estimators.Shared` does.
+        estimator: how outputs are computed from draws; only
+            :class:`~pyro_bnn.estimators.Shared` can.
         num_components: number of components K. They start with equal weights and one standard
             deviation apart, since equal components would get equal gradients for ever.
 

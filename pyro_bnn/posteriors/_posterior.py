@@ -34,7 +34,7 @@ class Posterior(ChecksStates, PyroModule):
         loc: initial mean; gives the shape of the weight.
         scale: initial scale, positive, broadcastable with ``loc``.
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
-        estimator: how draws meet inputs; one weight for all examples by default.
+        estimator: how outputs are computed from draws; one weight for all examples by default.
 
     Attributes:
         kept: mask of the weights that are not pruned, or None.
@@ -144,7 +144,7 @@ class Posterior(ChecksStates, PyroModule):
         return self._masked(base.mean.abs() / base.stddev)
 
     def prune(self, kept: Tensor) -> None:
-        """Sets weights to zero for good, with no divergence from the prior.
+        """Sets weights to zero for good, with no KL divergence from the prior.
 
         Args:
             kept: mask of the weights that stay, shape of the weight. Those that have been pruned

@@ -17,13 +17,13 @@ from ..estimators._estimator import one_weight
 class Pruned(Estimated):
     """A posterior over the weights that are kept; the others are zero.
 
-    Its density and its divergence are those of the kept weights alone, so that a pruned weight
+    Its density and its KL divergence are those of the kept weights alone, so that a pruned weight
     costs nothing.
 
     Args:
         base: the posterior of all weights, of which the kept ones count.
         event_dim: number of dimensions of the weight.
-        estimator: how draws meet inputs.
+        estimator: how outputs are computed from draws.
         kept: mask, shape of the weight.
     """
 

@@ -22,7 +22,7 @@ def distributions(
 ) -> list[TorchDistribution]:
     """What :meth:`Posterior.distribution` returns for each.
 
-    Small Normals are parts of one for all, which their draws and divergences are computed by.
+    Small Normals are parts of one for all, which their draws and KL divergences are computed by.
     """
     posteriors = list(posteriors)
     small: dict[Any, list[Posterior]] = defaultdict(list)

@@ -23,7 +23,7 @@ class BaseVariationalLayer_(VariationalLayer):
 
     Attributes:
         kl_reduction: "sum", in nats, or "mean" for the numbers of bayesian-torch: the mean over the
-            weights plus the mean over the biases, far too small a divergence.
+            weights plus the mean over the biases, far too small a KL divergence.
         dnn_to_bnn_flag: makes ``forward`` return the output alone; set by :func:`dnn_to_bnn`.
     """
 
@@ -38,7 +38,7 @@ class BaseVariationalLayer_(VariationalLayer):
         mu_p: Tensor | float,
         sigma_p: Tensor | float,
     ) -> Tensor:
-        r"""The divergence :math:`KL(q \Vert p)` of independent Normals, a scalar.
+        r"""The KL divergence :math:`KL(q \Vert p)` of independent Normals, a scalar.
 
         Args:
             mu_q, sigma_q: means and standard deviations of :math:`q`.

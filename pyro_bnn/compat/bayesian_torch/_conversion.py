@@ -38,7 +38,7 @@ def dnn_to_bnn(m: nn.Module, bnn_prior_parameters: Mapping[str, Any]) -> None:
 
     Modules keep their identity, so that shared ones stay shared and ``m`` itself may be a layer;
     all of their arguments stay, too. The layers then return outputs alone, so that the network runs
-    as it did; :func:`get_kl_loss` gives the divergence.
+    as it did; :func:`get_kl_loss` gives the KL divergence.
 
     Args:
         m: the network.
@@ -93,7 +93,7 @@ def converted(params: Mapping[str, Any], d: nn.Module) -> nn.Module:
 
 
 def get_kl_loss(m: nn.Module) -> Tensor:
-    """The divergence of all Bayesian layers of a network, each once.
+    """The KL divergence of all Bayesian layers of a network, each once.
 
     Raises:
         ValueError: if there are none.
