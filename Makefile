@@ -4,7 +4,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 INPUTS := setup.cfg pyproject.toml constraints.txt
 # Compared with, not used; what they depend on beyond this is for parts that nobody calls here.
 PEERS := bayesian-torch bensemble
-BENCH_PEERS := $(PEERS) torch-uncertainty tyxe
+BENCH_PEERS := $(PEERS) torch-uncertainty tyxe laplace-torch asdfghjkl backpack-for-pytorch \
+	curvlinops-for-pytorch einconv einops linear_operator unfoldNd
 
 .PHONY: demo test test-next lint docs bench wheel clean
 
@@ -44,6 +45,8 @@ bench: .venv/bench.stamp  ## measure speed and memory against peers, and the can
 	$(BIN)/python benchmarks/limits.py
 	$(BIN)/python benchmarks/predictive.py
 	$(BIN)/python benchmarks/mean_field.py
+	$(BIN)/python benchmarks/moments.py
+	$(BIN)/python benchmarks/league.py $(if $(FASHION),--fashion $(FASHION))
 	$(if $(UCI),$(BIN)/python benchmarks/defaults.py --uci $(UCI))
 	$(if $(UCI),$(BIN)/python benchmarks/uci.py $(UCI))
 	$(if $(UCI),$(BIN)/python benchmarks/convergence.py --uci $(UCI))

@@ -34,6 +34,16 @@ def test_speed(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
+def test_league(tmp_path):
+    some = "deterministic;pyro_bnn, LRT"
+    output = run("league.py", "--seconds", "0.1", "--seeds", "2", "--only", some, "--out", tmp_path)
+    assert "| deterministic | 0." in output
+    rivals = json.loads((tmp_path / "league.json").read_text())["digits"]
+    assert list(rivals) == some.split(";")
+    assert all(0.1 <= run["seconds"] < 2 for runs in rivals.values() for run in runs)
+    assert (tmp_path / "league.png").stat().st_size > 10_000
+
+
 def test_limits():
     assert "flipout" in run("limits.py", "--runs", "1")
 
