@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .._gradients import check_gradients
-from .._validation import check_kl_weight
+from .._kl_weight import HasKLWeight
 from ..posteriors import Posterior
 from ..posteriors._groups import parameter_groups
 
 
-class ReturnsKL(nn.Module):
+class ReturnsKL(HasKLWeight, nn.Module):
     """Base class of modules that return ``(output, kl)``: the weight of the KL, and groups.
 
     Args:
@@ -22,22 +22,14 @@ class ReturnsKL(nn.Module):
     """
 
     _kl_factor: Tensor
-    _kl_weight: float
 
     def __init__(self, kl_weight: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("_kl_factor", torch.ones(()), persistent=False)
         self.kl_weight = kl_weight
 
-    @property
-    def kl_weight(self) -> float:
-        """The factor of the KL divergence that a call returns."""
-        return self._kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
-        check_kl_weight(value)
-        self.__dict__["_kl_weight"] = value
+    def _set_kl_weight(self, value: float) -> None:
+        super()._set_kl_weight(value)
         self._kl_factor.fill_(value)
 
     def parameter_groups(self, lr: float, scale_lr: float) -> list[dict[str, Any]]:

@@ -10,25 +10,16 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ._divergence import HALF_LOG_2_PI
+from ._located import Located
 
 
-class CorrelatedNormal(TorchDistribution):
+class CorrelatedNormal(Located):
     """Base class: a linear function of independent standard Normals, around ``loc``."""
-
-    has_rsample = True
 
     def __init__(self, loc: Tensor, event_dim: int, validate_args: bool | None) -> None:
         self.loc = loc
         split = loc.dim() - event_dim
         super().__init__(loc.shape[:split], loc.shape[split:], validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, self.event_dim)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
 
     def expand(self, batch_shape, _instance=None) -> Any:
         new: Any = self._get_checked_instance(type(self), _instance)

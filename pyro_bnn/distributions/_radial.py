@@ -6,17 +6,18 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Independent, Normal, register_kl
 from torch.distributions.utils import broadcast_all
 
 from ._divergence import HALF_LOG_2_PI, exact_sum, gaussian_divergence, innermost
+from ._located import Located
 
 _EULER_GAMMA = 0.57721566490153286
 
 
-class Radial(TorchDistribution):
+class Radial(Located):
     r"""Normal-like noise whose length does not grow with the number of entries.
 
     .. math::
@@ -54,7 +55,6 @@ class Radial(TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
-    has_rsample = True
     noise_kind = "symmetric"  # in each entry, which is what flipout needs
 
     def __init__(
@@ -93,14 +93,6 @@ class Radial(TorchDistribution):
         shape = torch.broadcast_shapes(arg_shapes["loc"], arg_shapes.get("scale", ()))
         split = len(shape) - event_dim
         return shape[:split], shape[split:]
-
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, self.event_dim)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
 
     @property
     def variance(self) -> Tensor:

@@ -49,15 +49,9 @@ class SavedWhole:
         return super().load_state_dict(state_dict, strict, assign)  # type: ignore[misc]
 
     def _load_from_state_dict(
-        self: Any,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self: Any, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
+        _, _, missing_keys, _, error_msgs = args
         load = _planned_load(self, state_dict, prefix)
         if load.errors:
             error_msgs += load.errors
@@ -71,9 +65,7 @@ class SavedWhole:
                 self._attach(name, posterior)
         start = prefix + "posteriors."
         self._is_loaded = self._is_loaded or any(key.startswith(start) for key in state_dict)
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
         if prefix + "_extra_state" in missing_keys:  # a state of version 0.1.0
             missing_keys.remove(prefix + "_extra_state")
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from .._gradients import check_gradients
+from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
-from .._validation import check_kl_weight, infinite_arguments, nan_arguments
+from .._validation import infinite_arguments, nan_arguments
 from ..distributions._divergence import normal_kl
 from ..estimators._estimator import Estimated, normals
 from ._data import check_data
@@ -31,7 +32,7 @@ from ._kl import add_up, analytic_kl, is_small, joint_kl
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
 
-class TraceKL_ELBO(Trace_ELBO):
+class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
     r"""``Trace_ELBO`` with the KL divergence of each latent site in closed form where there is one.
 
     .. math:: -\mathrm{ELBO} = -E_q[\log p(D \mid w)] + \beta \sum_{\text{sites}} KL(q \Vert p)
@@ -67,15 +68,6 @@ class TraceKL_ELBO(Trace_ELBO):
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
             raise ValueError(f"`num_particles` (={self.num_particles}) must be a positive integer")
         self.kl_weight = kl_weight
-
-    @property
-    def kl_weight(self) -> float:
-        return self._kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
-        check_kl_weight(value)
-        self._kl_weight = value
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
