@@ -103,6 +103,8 @@ INTERNALS = {
     "_create_plates": "a public method",
     # Of an ELBO, as Pyro's own define them; of a handler, its methods by kind of statement.
     "_get_trace": "a public hook for the traces of a step",
+    "_get_vectorized_trace": "the same",
+    "_vectorized_num_particles": "the same",
     "_differentiable_loss_particle": "a public hook for the loss of a particle",
     "_pyro_sample": "a public hook for a statement",
     # Set by initialization functions, where reparameterizers may put another value.

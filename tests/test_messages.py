@@ -21,6 +21,7 @@ from pyro.infer.importance import psis_diagnostic
 from pyro.optim import Adam
 
 from pyro_bnn import BNN, likelihoods
+from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
@@ -125,3 +126,61 @@ class TestForgottenNumber:
         net = BayesianLinear(3, 1)
         self.train(regression(net), [(X, Y)] * 60)
         self.train(regression(net), [(X + 0.1 * torch.randn(6, 3), Y) for _ in range(8)])
+
+
+class TestVectorizedParticles:
+    """The likelihood of a draw is the same as in a loop, or refused."""
+
+    FUNCTIONS = {
+        "softmax": lambda h: torch.softmax(4 * h, dim=1),
+        "normalize": torch.nn.functional.normalize,
+        "cumsum": lambda h: h.cumsum(1),
+        "statistics": torch.nn.BatchNorm1d(3),
+    }
+
+    def model(self, function):
+        net = BayesianLinear(2, 3)
+
+        def model(x, y=None):
+            mean = function(net(x))[..., 0]
+            with pyro.plate("data", 9, subsample_size=len(x)):
+                pyro.sample("obs", dist.Normal(mean, 0.1), obs=y)
+
+        return model
+
+    def loss(self, function, guide=AutoLRT):
+        model = self.model(function)
+        guide = guide(model, init_scale=1e-4)
+        x, y = torch.randn(3, 2), torch.randn(3)
+        losses = []
+        for vectorized in (False, True):
+            elbo = TraceKL_ELBO(num_particles=2, vectorize_particles=vectorized, kl_weight=0)
+            losses.append(elbo.loss(model, guide, x, y))
+        return losses
+
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_of_positive_dimensions(self, name):
+        with pytest.raises(ValueError, match=r"`obs` is .*dim=-1.*vectorize_particles"):
+            self.loss(self.FUNCTIONS[name])
+
+    @pytest.mark.parametrize("guide", [AutoFlipout, AutoLRT, AutoReparameterization])
+    def test_of_dimensions_from_the_last(self, guide):
+        one, many = self.loss(lambda h: torch.softmax(4 * h, dim=-1), guide)
+        assert many == pytest.approx(one, rel=0.01)
+
+    def test_networks_with_noise_of_their_own(self):
+        self.loss(torch.nn.Dropout(0.5))
+        self.loss(lambda h: h + torch.randn_like(h))
+
+
+def test_derivatives_by_the_input_are_none_of_a_weight():
+    net = BayesianLinear(3, 1)
+    module = Standalone(net, AutoLRT(net, init_scale=0.3))
+    x = torch.tensor([[2.0, 0.5, 0.1]], requires_grad=True)
+    (by_loss,) = torch.autograd.grad(module(x)[0].sum(), x)
+    assert by_loss.shape == x.shape
+    with pytest.raises(ValueError, match=r"local reparameterization.*AutoFlipout"):
+        torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    with module.guide.shared_draws():
+        (slope,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    assert slope.requires_grad

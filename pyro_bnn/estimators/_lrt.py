@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._autograd import square, wide
 from .._recomputation import again, in_step, is_recomputing, unseen
+from .._torch import is_transformed
 from ..distributions._joint import take
 from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
@@ -125,6 +126,8 @@ class LRTSample(Sample):
                 if map.remembers:
                     self._uses.append(use)
         output = use.added_to(output)
+        if wants_grad(input) and _is_of_the_user(input):
+            output.register_hook(_refuse_derivative)
         if sample is not None and fused is None:
             samples = len(self.shape) - map.weight_dim
             output = output + sample.bias_noise(map, input, output, samples)
@@ -137,3 +140,19 @@ class LRTSample(Sample):
         elif is_recomputing():
             in_step(noise, lambda: torch.randn_like(output))
         return map.align_bias(self.scale) * noise
+
+
+def _is_of_the_user(input: Tensor) -> bool:
+    if torch.compiler.is_compiling() or not input.is_leaf or isinstance(input, nn.Parameter):
+        return False
+    return not is_transformed()
+
+
+def _refuse_derivative(grad: Tensor) -> None:
+    # That of a loss has the right expectation; one that is computed with has another distribution.
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "a derivative by the input is computed with (`create_graph=True`), which under local "
+            "reparameterization does not have the distribution that a weight would give it: choose "
+            "flipout or shared draws, `AutoFlipout(model)` or `guide.shared_draws()`"
+        )

@@ -28,6 +28,7 @@ from ..distributions._divergence import normal_kl
 from ..estimators._estimator import Estimated, normals
 from ._data import check_data
 from ._kl import add_up, analytic_kl, is_small, joint_kl
+from ._particles import check_particles
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
 
@@ -54,7 +55,8 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
             before any gradient is taken, naming the sites and arguments where that appeared; in the
             backward pass if a gradient is not finite, before a parameter is changed. Losses that
             are evaluated without gradients may be infinite. Under a ``GradScaler``, it skips
-            steps with such gradients itself.
+            steps with such gradients itself. At the first call with ``vectorize_particles``, if
+            the model has another likelihood than in a loop.
 
     Example:
         >>> net = BayesianLinear(3, 2)
@@ -68,6 +70,14 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
             raise ValueError(f"`num_particles` (={self.num_particles}) must be a positive integer")
         self.kl_weight = kl_weight
+
+    def _get_vectorized_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        if self.num_particles > 1:
+            vectorized, dim = self._vectorized_num_particles, -self.max_plate_nesting
+            check_particles(vectorized, dim, model, guide, args, kwargs)
+        return super()._get_vectorized_trace(model, guide, args, kwargs)
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
