@@ -20,7 +20,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.infer.importance import psis_diagnostic
 from pyro.optim import Adam
 
-from pyro_bnn import BNN, likelihoods
+from pyro_bnn import BNN, bayesianize, likelihoods
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
@@ -184,3 +184,22 @@ def test_derivatives_by_the_input_are_none_of_a_weight():
     with module.guide.shared_draws():
         (slope,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
     assert slope.requires_grad
+
+
+class BothSides(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return torch.vmap(self.layer, randomness="different")(x), self.layer(x)
+
+
+def test_flipout_inside_and_outside_of_vmap():
+    net = bayesianize(BothSides())
+    module = Standalone(net, AutoFlipout(net, init_scale=0.3))
+    with pytest.raises(ValueError, match=r"inside of `torch.vmap`.*shared_draws"):
+        module(X)
+    with module.guide.shared_draws():
+        inside, outside = module(X)[0]
+    torch.testing.assert_close(inside, outside)

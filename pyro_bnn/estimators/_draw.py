@@ -134,6 +134,13 @@ def apply_map(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None
     try:
         output = sample.apply(map, unsampled(plain(input), samples, 1 + map.space), bias)
     except (AttributeError, RuntimeError, TypeError) as error:
+        if "function being vmapped" in str(error):  # torch's words, which name no weight
+            raise ValueError(
+                "a weight was drawn inside of `torch.vmap`, where each example has another draw, "
+                "and is used outside of it, too: call the layer on the batch in both places, or "
+                "draw one weight for all examples, by `AutoReparameterization` or "
+                "`guide.shared_draws()`"
+            ) from error
         found = problem(map, input, sample.loc.dtype)
         if found is None:
             raise
