@@ -51,7 +51,7 @@ class Building:
             self.prototype_trace = None
         finally:
             self._model = model
-        if not trace.observation_nodes:
+        if not trace.observation_nodes and not is_handled(model[0]):  # which may hide them
             warn_of_no_data()
         self._drop_unobserved_data(trace, suspects)
         sites = dict(trace.iter_stochastic_nodes())
