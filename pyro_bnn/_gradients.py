@@ -44,7 +44,9 @@ def check_gradients(
         if not _sum_is_finite(grads):
             _refuse(parameters, cause)
 
-    result.register_hook(lambda grad: at_end_of_backward(check))
+    # What DDP and FSDP finish by is queued later than ours: behind it, gradients are averages over
+    # all ranks, which then find the same.
+    result.register_hook(lambda grad: at_end_of_backward(lambda: at_end_of_backward(check)))
 
 
 def _sum_is_finite(grads: list[Tensor]) -> bool:

@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, DistributedSampler
 
 from . import _rng
+from ._loaders import generators, num_data
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -81,6 +74,8 @@ class Batches:
     """Base class: the batches of the rest of an epoch, on each call of :meth:`epoch`."""
 
     num_data: int | None  #: None if it is unknown
+    is_part = False  #: whether other ranks have the rest of each batch
+    weight = 1.0  #: of the likelihood of the present batch
 
     def __init__(self) -> None:
         self.num_epochs = 0  # finished
@@ -95,6 +90,11 @@ class Batches:
             yield batch
         self.position = 0
         self.num_epochs += 1
+
+    def weighted(self) -> Iterator[tuple[Any, float]]:
+        """The rest of an epoch, with the weight of each batch."""
+        for batch in self.epoch():
+            yield batch, self.weight
 
     def first(self) -> Any:
         """A batch to try things with, which leaves random numbers as they are."""
@@ -134,7 +134,7 @@ class TensorBatches(Batches):
         return -(-self.num_rows // self.batch_size)
 
     def first(self) -> Any:
-        return map_tensors(lambda x: x[: self.batch_size], self.data)
+        return self._rows(slice(0, self.batch_size))
 
     def all_rows(self) -> Iterator[Any]:
         """All rows in batches of the same size, the last of which has some rows again."""
@@ -149,12 +149,18 @@ class TensorBatches(Batches):
                 yield self.data
             return
         if self.position == 0:
-            make = torch.randperm if self.shuffle else torch.arange
-            self.order = make(self.num_rows)
+            self.order = self._new_order()
         while self.position < len(self):
             start = self.position * self.batch_size
-            index = self.order[start : start + self.batch_size]
-            yield map_tensors(lambda x: x[index.to(x.device)], self.data)  # noqa: B023
+            yield self._rows(self.order[start : start + self.batch_size])
+
+    def _new_order(self) -> Tensor:
+        return (torch.randperm if self.shuffle else torch.arange)(self.num_rows)
+
+    def _rows(self, index: Tensor | slice) -> Any:
+        if isinstance(index, slice):
+            return map_tensors(lambda x: x[index], self.data)
+        return map_tensors(lambda x: x[index.to(x.device)], self.data)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"order": self.order}
@@ -166,17 +172,17 @@ class LoaderBatches(Batches):
     def __init__(self, loader: DataLoader) -> None:
         super().__init__()
         self.loader = loader
-        self.num_data = _num_data(loader)
+        self.num_data = num_data(loader)
         self.start: dict[str, Any] = {}  # generators at the start of the epoch
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def first(self) -> Any:
-        states = [generator.get_state() for generator in self._generators()]
+        states = [generator.get_state() for generator in generators(self.loader)]
         with _rng.preserved():
-            batch = next(iter(self.loader), None)
-        for generator, state in zip(self._generators(), states, strict=True):
+            batch = next(self._iterator(), None)
+        for generator, state in zip(generators(self.loader), states, strict=True):
             generator.set_state(state)
         if batch is None:
             raise ValueError("`data` is a DataLoader without batches: give it data")
@@ -184,44 +190,35 @@ class LoaderBatches(Batches):
 
     def _rest(self) -> Iterator[Any]:
         if self.position == 0:
-            own = [generator.get_state() for generator in self._generators()]
+            own = [generator.get_state() for generator in generators(self.loader)]
             self.start = {"all": _rng.get_state(), "own": own}
-            yield from self.loader
+            yield from self._iterator()
             return
         now = _rng.get_state()
         _rng.set_state(self.start["all"])
-        for generator, state in zip(self._generators(), self.start["own"], strict=True):
+        for generator, state in zip(generators(self.loader), self.start["own"], strict=True):
             generator.set_state(state)
-        iterator = iter(self.loader)
-        for _ in range(self.position):
-            next(iterator)
+        iterator = self._iterator()
         _rng.set_state(now)
         yield from iterator
 
-    def _generators(self) -> list[torch.Generator]:
-        """Those that the user gave to the loader and its sampler."""
-        owners = (self.loader, self.loader.sampler, self.loader.batch_sampler)
-        found = [getattr(owner, "generator", None) for owner in owners]
-        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+    def _iterator(self) -> Iterator[Any]:
+        """The batches from the position on, in an order that is drawn here."""
+        if isinstance(self.loader.sampler, DistributedSampler):
+            self.loader.sampler.set_epoch(self.num_epochs)
+        iterator = iter(self.loader)
+        for _ in range(self.position):
+            next(iterator)
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
-        own = [generator.get_state() for generator in self._generators()]
+        own = [generator.get_state() for generator in generators(self.loader)]
         return super().state_dict() | {"start": self.start, "own": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict({name: x for name, x in state.items() if name != "own"})
-        for generator, value in zip(self._generators(), state["own"], strict=True):
+        for generator, value in zip(generators(self.loader), state["own"], strict=True):
             generator.set_state(value)
-
-
-def _num_data(loader: DataLoader) -> int | None:
-    """The number of data that the batches of a loader are drawn from, if that is known."""
-    if isinstance(loader.dataset, IterableDataset):
-        return None
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return len(loader.sampler.indices)
-    known = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
-    return len(loader.dataset) if isinstance(loader.sampler, known) else None  # type: ignore
 
 
 def _as_tensors(data: Any, dtype: torch.dtype, name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from . import _rng
 from ._state import adapters, check, plain
@@ -56,7 +57,7 @@ def save(path: str | os.PathLike, *objects: Any, **named: Any) -> None:
         content["kinds"][name] = adapter.kind()
         content["states"][name] = plain(adapter.state(), name)
     content["values"] = plain(values, "")
-    _write(Path(path), content | {"rng": _rng.get_state()})
+    _write(Path(path), content | {"rng": _rng.get_state(), "rank": _rank()})
 
 
 def resume(path: str | os.PathLike, *objects: Any, **named: Any) -> dict[str, Any]:
@@ -97,7 +98,14 @@ def resume(path: str | os.PathLike, *objects: Any, **named: Any) -> dict[str, An
     for name, adapter in given.items():
         adapter.load(content["states"][name])
     _rng.set_state(content["rng"])
+    _rng.part(_rank() - content.get("rank", 0))
     return content["values"]
+
+
+def _rank() -> int:
+    """That of this process in torch.distributed, whose random numbers are its own."""
+    is_one_of_many = dist.is_available() and dist.is_initialized()
+    return dist.get_rank() if is_one_of_many else 0
 
 
 def _by_name(objects: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +131,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    rank = content["rank"]  # several may save at once, to no good but without harm
+    temporary = path.with_name(f"{path.name}.{rank}.tmp" if rank else f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)

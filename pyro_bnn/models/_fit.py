@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..guides import AutoPosterior
 from ..infer import KLWarmup
+from ._averaging import Averaging
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
@@ -23,8 +24,10 @@ from ._guides import groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
 from ._progress import Progress
+from ._ranks import together
 from ._run import Objective, Run
 from ._setup import check_arguments, num_batches, parameters, prepare
+from ._shares import shared
 from ._state import Store, modules
 
 _NUM_STEPS = 20_000  # the bound of small networks has converged by then
@@ -56,6 +59,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 1000,
     resume: bool = False,
+    ranks: str | None = "data",
 ) -> History:
     r"""Trains a guide, and what is deterministic in its model, by maximising the ELBO.
 
@@ -100,6 +104,10 @@ def fit(
         checkpoint_every: number of steps after which it is written.
         resume: go on from ``checkpoint`` if that file exists, as if the run had never stopped. All
             arguments must be those of the run that wrote it.
+        ranks: what the processes of ``torch.distributed`` divide, if there are several
+            (:doc:`distributed`): the rows of each batch (``"data"``), or its particles
+            (``"particles"``), so that each has all rows and ``num_particles`` draws of its own;
+            None if each is to train for itself.
 
     Returns:
         The :class:`~pyro_bnn.models.History` of bound, likelihood and KL divergence per datum.
@@ -135,17 +143,20 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
+    among = together(ranks)
     if seed is not None:
         pyro.set_rng_seed(seed)
     parts = {**modules("model", model), "guide": guide}
     for part in parts.values():
         part.to(device=device)
     like = next(iter(guide.parameters()), torch.empty(()))
-    train = batches(data, batch_size, dtype=like.dtype)
+    among.device = like.device
+    train = shared(batches(data, batch_size, dtype=like.dtype), among)
     held_out = None
     if validation is not None:
         size = None if isinstance(validation, DataLoader) else batch_size
         held_out = batches(validation, size, shuffle=False, dtype=like.dtype)
+        held_out = shared(held_out, among, once=True)
     steps = math.ceil(num_batches(train) / accumulate)
     epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
     total = epochs * steps
@@ -158,11 +169,16 @@ def fit(
         rise = KLWarmup(elbo, first, start=kl_weight / (first + 1), kl_weight=kl_weight)
     move = lambda batch: map_tensors(lambda x: x.to(like.device, non_blocking=True), batch)
     num_data, names = prepare(elbo, model, guide, train, held_out, num_data, move)
-    others = [p for part in parts.values() for p in part.parameters()] + parameters(names)
+    stored = parameters(names)
+    others = [p for part in parts.values() for p in part.parameters()] + stored
     groups = groups_of(guide, others, lr, scale_lr)
     made = (_adam if optimizer is None else optimizer)(groups)
     scheduler = LambdaLR(made, lambda step: _schedule(step / total))
-    run = Run(model, guide, elbo, made, num_data, total, move, clip_norm, autocast)
+    loss: Any = elbo(model, guide)  # type: ignore[arg-type]
+    averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))
+    run = Run(
+        model, guide, elbo, averaging, made, among, num_data, total, move, clip_norm, autocast
+    )
     stopping = EarlyStopping(parts.values(), patience)
 
     state: dict[str, Any] = {**parts, "optimizer": made, "scheduler": scheduler, "run": run}
@@ -172,36 +188,48 @@ def fit(
     state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
     state["settings"] |= {"num_particles": num_particles, "autocast": autocast, "warmup": warmup}
     state["settings"] |= {"validated": validation is not None, "patience": patience}
-    if resume and os.path.exists(str(checkpoint)):
+    among.check_same(state["settings"] | {"ranks": ranks})
+    if resume and among.all_or_none(os.path.exists(str(checkpoint)), str(checkpoint)):
         load(str(checkpoint), **state)
+    among.part_random_numbers(run.random_numbers)
+
+    def write() -> None:
+        run.gather()
+        if among.is_first:
+            save(str(checkpoint), **state)
+        among.wait()
 
     for part in parts.values():
         part.train()
-    bar = Progress(total, progress)
+    bar = Progress(total, progress and among.is_first)
     every = max(1, total // 1000)
-    while not run.stopped and train.num_epochs < epochs:
-        epoch = train.epoch()
-        while not run.stopped and (group := list(itertools.islice(epoch, accumulate))):
-            run.step(group)
-            scheduler.step()
-            if rise is not None:
-                rise.step()
-            for callback in callbacks:
-                run.stopped |= callback(run) is True
-            if run.num_steps % every == 0 or run.num_steps == total or run.stopped:
-                more = {"epoch": run.num_steps / steps}
-                due = (run.num_steps // every) % 10 == 0 or run.num_steps == total
-                if held_out is not None and due:
-                    score = log_density(model, guide, map(move, held_out.epoch()))
-                    more["held_out"] = score
-                    if rise is None or rise.is_finished:
-                        run.stopped |= stopping.update(score)
-                bar.show(run.num_steps, run.record(**more))
-            if checkpoint is not None and run.num_steps % checkpoint_every == 0:
-                save(checkpoint, **state)
+    with among.watched():
+        while not run.stopped and train.num_epochs < epochs:
+            epoch = train.weighted()
+            while not run.stopped and (group := list(itertools.islice(epoch, accumulate))):
+                run.step(group)
+                scheduler.step()
+                if rise is not None:
+                    rise.step()
+                for callback in callbacks:
+                    run.stopped |= callback(run) is True
+                run.stopped = among.any(run.stopped) if callbacks else run.stopped
+                if run.num_steps % every == 0 or run.num_steps == total or run.stopped:
+                    more = {"epoch": run.num_steps / steps}
+                    due = (run.num_steps // every) % 10 == 0 or run.num_steps == total
+                    if held_out is not None and due:
+                        score = log_density(
+                            model, guide, map(move, held_out.epoch()), total=among.total
+                        )
+                        more["held_out"] = score
+                        if rise is None or rise.is_finished:
+                            run.stopped |= stopping.update(score)
+                    bar.show(run.num_steps, run.record(**more))
+                if checkpoint is not None and run.num_steps % checkpoint_every == 0:
+                    write()
+        if checkpoint is not None:
+            write()
     bar.close()
-    if checkpoint is not None:
-        save(checkpoint, **state)
     stopping.restore()
     for part in parts.values():
         part.eval()

@@ -37,15 +37,20 @@ def evaluating(*modules: Any) -> Any:
 
 @torch.no_grad()
 def log_density(
-    model: Callable[..., Any], guide: Any, data: Iterable[Any], num_samples: int = 20
+    model: Callable[..., Any],
+    guide: Any,
+    data: Iterable[Any],
+    num_samples: int = 20,
+    total: Callable[..., tuple[float, ...]] = lambda *sums: sums,
 ) -> float:
     r"""The mean over the data that count of :math:`\log \frac{1}{S} \sum_s p(y_n \mid x_n, w_s)`.
 
     Args:
         data: batches, as the model takes them.
         num_samples: number of draws :math:`S`.
+        total: adds up sums over the data of several processes.
     """
-    total, num_rows = 0.0, 0.0
+    density, num_rows = 0.0, 0.0
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
     # One weight for all rows, as in predictions: rows may interact in the network.
     with _rng.preserved(), evaluating(*modules), shared_draws(guide):
@@ -55,9 +60,10 @@ def log_density(
             rows = [_log_probs(model, guide, args, kwargs) for _ in range(num_samples)]
             densities = torch.stack(rows).logsumexp(0) - math.log(num_samples)
             times = _times(model, densities, kwargs)
-            total += float((densities * times).sum())
+            density += float((densities * times).sum())
             num_rows += float(times.sum())
-    return total / num_rows
+    density, num_rows = total(density, num_rows)
+    return density / num_rows
 
 
 def _times(model: Any, densities: Tensor, given: Mapping[str, Any]) -> Tensor:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 
 
@@ -33,6 +34,13 @@ def set_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def part(rank: int) -> None:
+    """Makes the random numbers from here on those of a rank, from a state that all ranks have."""
+    if rank:
+        seed = int(torch.randint(1 << 31, ()))
+        pyro.set_rng_seed((seed + rank) % (1 << 32))
 
 
 @contextmanager

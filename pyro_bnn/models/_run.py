@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..infer import TraceKL_ELBO
+from . import _rng
+from ._averaging import Averaging
 from ._batches import arguments
 from ._history import History
+from ._ranks import Ranks
 
 
 class Objective(TraceKL_ELBO):
@@ -33,6 +38,18 @@ class Objective(TraceKL_ELBO):
         return traces
 
 
+class _Weighted(Messenger):
+    """Scales the likelihood of what is observed."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            msg["scale"] = self.weight * msg["scale"]
+
+
 class Run:
     """A training run, as callbacks see it.
 
@@ -49,7 +66,9 @@ class Run:
         model: Callable[..., Any],
         guide: Any,
         elbo: Objective,
+        averaging: Averaging,
         optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
         num_data: int,
         total_steps: int,
         move: Callable[[Any], Any],
@@ -62,8 +81,8 @@ class Run:
         self.history = History()
         self.num_steps = 0
         self.stopped = False
-        self._move = move
-        self._loss = elbo(model, guide)  # type: ignore[arg-type]
+        self.random_numbers: list[Any] = []  # the generators of all ranks, if there are more
+        self._move, self._averaging, self._ranks = move, averaging, ranks
         self._device = next(iter(guide.parameters())).device.type
         # Of a sum over all data, unlike the means that the usual scale is made for.
         scale = 2.0**10 / num_data
@@ -71,17 +90,13 @@ class Run:
         self._scaler = torch.amp.GradScaler(self._device, init_scale=scale, enabled=half)
         self._terms: list[tuple[float, float]] = []
 
-    def step(self, batches: list[Any]) -> None:
-        """One step of the optimizer, with the mean of the gradients of some batches."""
+    def step(self, batches: list[tuple[Any, float]]) -> None:
+        """One step of the optimizer, with the mean of the gradients of some weighted batches."""
         self.optimizer.zero_grad()
-        for batch in batches:
-            args, kwargs = arguments(self._move(batch))
-            self.elbo.log_likelihood = 0.0
-            mixed = self.autocast is not None
-            with torch.autocast(self._device, self.autocast) if mixed else nullcontext():
-                loss = self._loss(*args, **kwargs)
-            self._scaler.scale(loss / len(batches)).backward()
-            self._remember(loss)
+        for i, (batch, weight) in enumerate(batches, start=1):
+            with self._averaging.batch(is_last=i == len(batches)):
+                self._add_gradients(batch, weight, len(batches))
+        self._averaging.finish()
         if self.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -90,9 +105,22 @@ class Run:
         self._scaler.update()
         self.num_steps += 1
 
+    def _add_gradients(self, batch: Any, weight: float, num_batches: int) -> None:
+        args, kwargs = arguments(self._move(batch))
+        self.elbo.log_likelihood = 0.0
+        mixed = self.autocast is not None
+        with (
+            torch.autocast(self._device, self.autocast) if mixed else nullcontext(),
+            nullcontext() if weight == 1 else _Weighted(weight),
+        ):
+            loss = self._averaging.loss(*args, **kwargs)
+        self._scaler.scale(loss / num_batches).backward()
+        self._remember(loss)
+
     def record(self, **more: float) -> dict[str, float]:
         """Adds the means since the last record to the history."""
         likelihood, kl = (sum(x) / len(x) for x in zip(*self._terms, strict=True))
+        likelihood, kl = self._ranks.mean(likelihood, kl)
         self._terms = []
         record = {
             "step": self.num_steps,
@@ -112,9 +140,17 @@ class Run:
         kl = (loss.item() + likelihood) / weight if weight else math.nan
         self._terms.append((likelihood / self.num_data, kl / self.num_data))
 
+    def gather(self) -> None:
+        """What only all ranks together know, before one of them writes a checkpoint."""
+        if self._ranks.size > 1:
+            self.random_numbers = self._ranks.gather(_rng.get_state())
+            means = iter(self._ranks.mean(*itertools.chain(*self._terms)))
+            self._terms = list(zip(means, means, strict=True))
+
     def state_dict(self) -> dict[str, Any]:
         """What is counted and remembered; the parts have states of their own."""
-        return {
+        several = {"random_numbers": self.random_numbers} if self.random_numbers else {}
+        return several | {
             "num_steps": self.num_steps,
             "stopped": self.stopped,
             "terms": list(self._terms),
@@ -126,5 +162,6 @@ class Run:
         """Takes over what another run has counted."""
         self.num_steps, self.stopped = state["num_steps"], state["stopped"]
         self._terms = [tuple(terms) for terms in state["terms"]]
+        self.random_numbers = state.get("random_numbers", [])
         self._scaler.load_state_dict(state["scaler"])
         self.history.load_state_dict(state["history"])

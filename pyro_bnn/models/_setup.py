@@ -111,7 +111,7 @@ def prepare(
         for part, value in zip(models, before, strict=True):
             part.num_data = value
         raise
-    if len(train) > 1 and not elbo.is_scaled:
+    if (len(train) > 1 or train.is_part) and not elbo.is_scaled:
         guide._batches = None  # lest it be said again
         warnings.warn(
             "the model counts a mini-batch as all data: sample its observations inside "

@@ -1,0 +1,301 @@
+"""What processes of ``torchrun`` do for test_distributed.py: each writes what it has found.
+
+In one process, some of these functions return what is expected of two.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from pyro_bnn import BNN, bayesianize, fit, resume, save
+from pyro_bnn.compat import Standalone, WithKL
+from pyro_bnn.compat.bayesian_torch import LinearReparameterization
+from pyro_bnn.guides import AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
+from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.likelihoods import Normal
+from pyro_bnn.nn import BayesianLinear
+
+DOUBLE = torch.float64
+
+
+def rank():
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def data(size=13):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(size, 3, generator=generator, dtype=DOUBLE)
+    return x, x.sum(-1) + torch.randn(size, generator=generator, dtype=DOUBLE)
+
+
+def loader(size, batch_size, **kwargs):
+    return DataLoader(TensorDataset(*data(size)), batch_size, **kwargs)
+
+
+class Seeded(AutoReparameterization):
+    """Draws the weights of one seed, or of some in turn."""
+
+    seeds = (7,)
+    num_calls = 0
+
+    def forward(self, *args, **kwargs):
+        torch.manual_seed(self.seeds[self.num_calls % len(self.seeds)])
+        self.num_calls += 1
+        return super().forward(*args, **kwargs)
+
+
+class Model(PyroModule):
+    """With deterministic parameters of all kinds, one that nothing uses among them."""
+
+    def __init__(self):
+        super().__init__()
+        layers = PyroModule[nn.Linear](3, 4), nn.Tanh(), BayesianLinear(4, 1)
+        self.net = PyroModule[nn.Sequential](*layers).double()
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x, y=None):
+        shift = pyro.param("shift", torch.tensor(0.1 + rank(), dtype=DOUBLE))
+        mean = self.net(x).squeeze(-1) + shift
+        with pyro.plate("data", 13, subsample=x):
+            pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+
+def state(*modules):
+    found = {f"{i}.{n}": x for i, m in enumerate(modules) for n, x in m.state_dict().items()}
+    store = dict(pyro.get_param_store().named_parameters())
+    found |= {"shift": store["shift"]} if "shift" in store else {}
+    return {name: x.detach().clone() for name, x in found.items()}
+
+
+def sgd(groups):
+    return torch.optim.SGD([{"params": group["params"], "lr": 1e-3} for group in groups])
+
+
+def equal(given, seeds=(7,), **kwargs):
+    """What is trained, from parameters that differ by rank, with draws that do not."""
+    pyro.clear_param_store()
+    torch.manual_seed(5 + rank())
+    model = Model()
+    guide = Seeded(model)
+    guide.seeds = seeds
+    torch.manual_seed(5)
+    history = fit(model, guide, given, 3, optimizer=sgd, num_data=13, progress=False, **kwargs)
+    return state(model, guide), dict(history)
+
+
+def same_draws():
+    x, y = data()
+    seen = iter(range(13))
+    parts = {"accumulate": 2, "clip_norm": 0.1, "validation": (x[:7], y[:7])}
+    return {
+        "all rows": equal((x, y), validation=(x[:1], y[:1])),
+        "batches": equal((x, y), batch_size=5, **parts),
+        "last batch of one row": equal({"x": x[:11], "y": y[:11]}, batch_size=5),
+        "loader": equal(loader(13, 5, shuffle=True), validation=loader(9, 4)),
+        "loader of lists": equal(
+            DataLoader(TensorDataset(x, y), None, sampler=[[next(seen)] for _ in range(13)])
+        ),
+    }
+
+
+def particles():
+    """The draws of seeds 3 and 4, on two ranks or one after the other."""
+    several = torch.distributed.is_initialized()
+    kwargs = {"ranks": "particles"} if several else {"num_particles": 2}
+    seeds = (3 + rank(),) if several else (3, 4)
+    return {
+        "rows": equal(data(), seeds, **kwargs),
+        "loader": equal(loader(13, 5), seeds, **kwargs),
+    }
+
+
+# The same recipes as in the documentation.
+
+
+def gradients(loss_of, module, x, y):
+    """Of a module that is wrapped if there are several ranks, with half of the rows for each."""
+    several = torch.distributed.is_initialized()
+    rows = slice(6 * rank(), 6 * rank() + 6) if several else slice(12)
+    wrapped = DistributedDataParallel(module) if several else module
+    torch.manual_seed(1)
+    loss_of(wrapped, x[rows], y[rows]).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def recipes():
+    x, y = data(12)
+
+    def plain(module, x, y):
+        out, kl = module(x)
+        return (out.squeeze(-1) - y).square().mean() + kl / 12
+
+    found = {}
+    for kind in (AutoReparameterization, AutoRadial, AutoMixture):
+        torch.manual_seed(2 + rank())
+        net = bayesianize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))).double()
+        model = BNN(net, Normal(), num_data=12)
+        elbo = TraceKL_ELBO()(model, kind(model))
+        found[f"ELBO, {kind.__name__}"] = gradients(lambda m, x, y: m(x, y), elbo, x, y)
+        found[f"Standalone, {kind.__name__}"] = gradients(plain, Standalone(net, kind(net)), x, y)
+    torch.manual_seed(2 + rank())
+    layers = [LinearReparameterization(n, m, dtype=DOUBLE) for n, m in ((3, 4), (4, 1))]
+    module = WithKL(nn.Sequential(layers[0], nn.Tanh(), layers[1]))
+    found["WithKL"] = gradients(plain, module, x, y)
+    return found
+
+
+# Runs as users make them, all ranks seeded alike.
+
+
+def network():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    return BNN(
+        nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1), nn.Tanh(), nn.Linear(4, 1)), Normal()
+    )
+
+
+class StopError(Exception):
+    pass
+
+
+def run(path=None, epochs=2, **kwargs):
+    model = network().double()
+    guide = AutoLRT(model)
+    options = {"batch_size": 5, "seed": 1, "checkpoint_every": 4, "progress": False} | kwargs
+    history = fit(model, guide, data(), epochs, checkpoint=path, resume=path is not None, **options)
+    return state(model, guide), dict(history)
+
+
+def interrupted(path, step):
+    def stop(run):
+        if run.num_steps == step:
+            raise StopError
+
+    try:
+        run(path, callbacks=[stop])
+    except StopError:
+        return True
+
+
+def checkpoints(folder):
+    """Whole, interrupted and resumed, and from what one process has left."""
+    return {
+        "whole": run(folder / "whole.pt"),
+        "interrupted": interrupted(folder / "parts.pt", 5),
+        "resumed": run(folder / "parts.pt"),
+        "of one": run(folder / "one.pt"),
+        "random numbers": torch.rand(3),
+    }
+
+
+def stopped():
+    """By data on which it cannot become better, and by a callback of one rank."""
+    x, y = data()
+    on_last = lambda run: rank() == 1 and run.num_steps == 2
+    impossible = {"validation": (x, 9 * y.flip(0)), "warmup": 0, "lr": 0.1, "patience": 1}
+    return {
+        "patience": run(epochs=60, batch_size=None, **impossible)[1],
+        "callback": run(callbacks=[on_last])[1],
+    }
+
+
+def own_loop(folder):
+    """With a checkpoint that all ranks write to one file, or one of them."""
+    model = network()
+    torch.manual_seed(1)
+    save(folder / "all.pt", model)
+    if rank() == 0:
+        save(folder / "first.pt", model)
+    torch.distributed.barrier()
+    found = []
+    for name in ("all.pt", "first.pt"):
+        resume(folder / name, model)
+        found.append(torch.rand(3))
+    return found
+
+
+def distributed_sampler():
+    rows = []
+    dataset = TensorDataset(*data())
+    given = DataLoader(dataset, 3, sampler=DistributedSampler(dataset, seed=1))
+    model = BNN(nn.Linear(3, 1), Normal()).double()
+    model.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+    fit(model, AutoLRT(model), given, 2, progress=False)
+    return torch.cat(rows)
+
+
+def refused(folder):
+    """Errors, which all ranks must have."""
+    x, y = data()
+
+    def error(given=(x, y), model=None, **kwargs):
+        model = network().double() if model is None else model
+        torch.manual_seed(0)
+        guide = AutoLRT(model)
+        before = state(model, guide)
+        try:
+            fit(model, guide, given, 2, progress=False, **kwargs)
+        except ValueError as error:
+            same = all(torch.equal(p, before[n]) for n, p in state(model, guide).items())
+            return str(error), same
+
+    class Root(PyroModule):
+        def forward(self, x, y=None):
+            weight = self.net.weight.sum()
+            root = (weight - weight).square().sqrt() if x[0, 0] == 0 else 0
+            mean = self.net(x).squeeze(-1) + root
+            with pyro.plate("data", 13, subsample=x):
+                pyro.sample("obs", dist.Normal(mean, 1), obs=y)
+
+    root = Root()
+    root.net = BayesianLinear(3, 1).double()
+    zero = x.clone()
+    zero[-3] = 0  # the first row of the last rank's part
+    (folder / f"rank{rank()}.pt").write_text("")
+    seen = folder / "rank0.pt" if rank() == 0 else folder / "nowhere.pt"
+    dataset = TensorDataset(x, y)
+    given = DataLoader(dataset, 3, sampler=DistributedSampler(dataset))
+    return {
+        "lr": error(lr=0.1 * (1 + rank())),
+        "seen by one": error(checkpoint=seen, resume=True),
+        "sampler": error(validation=given),
+        "single data": error(DataLoader(dataset, None)),
+        "gradient": error((zero[-6:], y[-6:]), root, num_data=13),
+    }
+
+
+def death(folder):
+    """The last rank dies in the middle of a run; what the other one says."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends it, maybe before
+    die = lambda run: os._exit(3) if run.num_steps == 5 and rank() == 1 else None
+    try:
+        run(folder / "died.pt", callbacks=[die])
+    except RuntimeError as error:
+        return str(error)
+
+
+def main(folder):
+    found = {"same draws": same_draws(), "particles": particles(), "recipes": recipes()}
+    found |= {"checkpoints": checkpoints(folder), "stopped": stopped()}
+    found |= {"own loop": own_loop(folder), "sampler": distributed_sampler()}
+    found |= {"refused": refused(folder)}
+    torch.save(found, folder / f"found{rank()}.pt")
+    found["death"] = death(folder)
+    torch.save(found, folder / f"found{rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

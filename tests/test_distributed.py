@@ -1,0 +1,125 @@
+"""Training on two processes is that of one process on the same data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two processes have run here, once for all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks.interrupted(folder / "one.pt", 5)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [*command, str(TESTS / "ranks.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (folder / "found0.pt").exists(), done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return [torch.load(folder / f"found{rank}.pt") for rank in range(2)]
+
+
+def check(first, second, rtol=0.0, atol=0.0):
+    torch.testing.assert_close(first, second, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("key", ["same draws", "particles"])
+def test_two_are_one_given_the_same_draws(found, key):
+    expected = {"same draws": ranks.same_draws, "particles": ranks.particles}[key]()
+    for name, (state, history) in expected.items():
+        for of_rank in found:
+            check(of_rank[key][name][0], state, atol=1e-9)
+            check(of_rank[key][name][1], history, rtol=1e-9)
+
+
+def test_wrapped_modules_have_gradients_of_the_joint_batch(found):
+    for name, expected in ranks.recipes().items():
+        assert all(x.any() for x in expected.values()), name
+        for of_rank in found:
+            check(of_rank["recipes"][name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_ranks_draw_differently_and_end_with_the_same_parameters(found):
+    first, second = (x["checkpoints"] for x in found)
+    for name in ("whole", "resumed", "of one"):
+        check(first[name], second[name])
+    assert not torch.equal(first["random numbers"], second["random numbers"])
+
+
+def test_runs_are_reproducible_and_resume_bit_for_bit(found):
+    for of_rank in found:
+        check(of_rank["checkpoints"]["resumed"], of_rank["checkpoints"]["whole"])
+        assert of_rank["checkpoints"]["interrupted"]
+
+
+def test_checkpoints_of_one_process_resume_in_two_and_back(found, folder):
+    _, begun_by_one = found[0]["checkpoints"]["of one"]
+    _, begun_by_two = ranks.run(folder / "died.pt")
+    for history in (begun_by_one, begun_by_two):
+        assert history["step"] == list(range(1, 7))
+    whole = found[0]["checkpoints"]["whole"][1]
+    check({n: x[:4] for n, x in begun_by_two.items()}, {n: x[:4] for n, x in whole.items()})
+    finished = ranks.run(folder / "whole.pt")
+    check(finished, found[0]["checkpoints"]["whole"])
+
+
+def test_ranks_stop_together(found):
+    first, second = (x["stopped"] for x in found)
+    check(first, second)
+    assert len(first["patience"]["step"]) < 60
+    assert first["callback"]["step"][-1] == 2
+
+
+def test_ranks_part_also_after_checkpoints_of_ones_own(found):
+    for first, second in zip(*(x["own loop"] for x in found), strict=True):
+        assert not torch.equal(first, second)
+
+
+def test_a_distributed_sampler_is_left_to_divide(found):
+    first, second = (x["sampler"] for x in found)
+    assert len(first) == len(second)
+    together = {tuple(row) for row in torch.cat([first, second]).tolist()}
+    assert together >= {tuple(row) for row in ranks.data()[0].tolist()}
+    shared = {tuple(row) for row in first[-7:].tolist()}
+    assert len(shared & {tuple(row) for row in second[-7:].tolist()}) == 1  # of 13 rows
+
+
+def test_errors_are_those_of_all_ranks(found):
+    for rank, of_rank in enumerate(found):
+        errors = {name: message for name, (message, _) in of_rank["refused"].items()}
+        assert all(same for _, same in of_rank["refused"].values())
+        assert f"on rank {1 - rank}" in errors["lr"]
+        assert "exists for 1 of 2 processes" in errors["seen by one"]
+        assert "DistributedSampler repeats data" in errors["sampler"]
+        assert "one datum at a time" in errors["single data"]
+        assert "gradients of" in errors["gradient"]
+        assert "no parameter was changed" in errors["gradient"]
+
+
+def test_a_rank_that_dies_ends_the_other(found):
+    assert "rank 0 has lost another one, which ended" in found[0]["death"]
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match=r"`ranks` \(='rows'\) .* 'data', 'particles' or None"):
+        ranks.run(None, ranks="rows")
