@@ -7,7 +7,7 @@ PEERS := bayesian-torch bensemble
 BENCH_PEERS := $(PEERS) torch-uncertainty tyxe laplace-torch asdfghjkl backpack-for-pytorch \
 	curvlinops-for-pytorch einconv einops linear_operator unfoldNd
 
-.PHONY: demo test test-next lint docs bench wheel clean
+.PHONY: demo test test-next lint docs figures bench wheel clean
 
 demo: .venv/demo.stamp  ## train on real images and show the uncertainty
 	$(BIN)/python tutorials/digits.py
@@ -37,8 +37,11 @@ lint: .venv/lint.stamp  ## check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/docs.stamp  ## build the documentation, warnings being errors
+docs: .venv/docs.stamp  ## build the documentation and run its examples, warnings being errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+figures: .venv/docs.stamp  ## draw the figures of the explanations anew
+	$(BIN)/python docs/draw_figures.py
 
 bench: .venv/bench.stamp  ## measure speed and memory against peers, and the candidates for the defaults
 	$(BIN)/python benchmarks/speed.py
@@ -59,7 +62,7 @@ wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environme
 	cd .venv && clean/bin/python -c "import pyro_bnn; print(pyro_bnn.__version__)"
 
 clean:
-	rm -rf .venv build dist docs/_build docs/generated results
+	rm -rf .venv build dist docs/_build docs/examples docs/generated results
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,8 @@ from pyro.distributions import constraints
 
 import pyro_bnn
 
+collect_ignore_glob = ["docs/examples/*", "docs/_build/*", "docs/generated/*"]  # made by Sphinx
+
 torch.set_num_threads(1)  # the networks are tiny
 
 

@@ -1,6 +1,14 @@
 """Configuration of Sphinx."""
 
+import os
+import sys
+from pathlib import Path
+
 import pyro_bnn
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))  # for the order of the examples
+os.environ.setdefault("PYRO_BNN_RESULTS", str(DOCS / "_build" / "results"))
 
 project = "pyro_bnn"
 author = "The pyro_bnn developers"
@@ -12,10 +20,14 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
 html_title = f"pyro_bnn {release}"
-exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+exclude_patterns = ["_build", "generated", "examples/*.ipynb", "examples/*.md5"]
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints = "none"
@@ -24,3 +36,22 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+# What is copied are the statements, without prompts and without what they print.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../tutorials",
+    "gallery_dirs": "examples",
+    "filename_pattern": r"\.py$",
+    "ignore_pattern": r"helpers\.py$",
+    "within_subsection_order": "gallery_order.Order",
+    "backreferences_dir": "generated/examples",
+    "doc_module": ("pyro_bnn",),
+    "reference_url": {"pyro_bnn": None},
+    "abort_on_example_error": True,
+    "min_reported_time": 1,
+    "remove_config_comments": True,
+    "show_memory": False,
+}

@@ -19,7 +19,7 @@ class Repeated:
     """Multiplies by the same weights again and again.
 
     Step by step, autograd would make and add up a gradient of each weight at each step. Instead,
-    steps note what they got, and one product over all of them makes the gradient of the weight.
+    per-step gradients are stored; one matrix product at the end yields the weight gradient.
     """
 
     def __init__(self) -> None:

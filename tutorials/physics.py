@@ -1,0 +1,100 @@
+"""
+A network inside a larger model: the breathing of the earth
+===========================================================
+
+What is known should not have to be learned. The carbon dioxide of the air grows exponentially above
+its preindustrial 280 ppm, and swings with the seasons; how, no formula says. So the model has a
+growth whose rate is a latent variable, an amplitude that may grow, and an unknown function of the
+season, a Bayesian network. All of them are inferred together, from the record of Mauna Loa until
+1990.
+"""
+
+import math
+
+import matplotlib.pyplot as plt
+import pyro
+import torch
+from helpers import few, save, tensor
+from pyro import distributions as dist
+from pyro.nn import PyroModule, PyroSample
+from statsmodels.datasets import co2
+from torch import Tensor, nn
+
+from pyro_bnn import bayesianize, fit
+from pyro_bnn.guides import AutoReparameterization
+from pyro_bnn.infer import Predictive
+
+monthly = co2.load_pandas().data["co2"].resample("MS").mean().dropna()
+years = tensor(monthly.index.year + (monthly.index.month - 0.5) / 12)
+ppm = tensor(monthly)
+past = years < 1990
+
+
+class Carbon(PyroModule):
+    """Exponential growth, and seasons whose shape is unknown and whose amplitude may grow."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.excess = PyroSample(dist.LogNormal(math.log(50.0), 0.5))  # ppm above 280, in 1975
+        self.rate = PyroSample(dist.LogNormal(math.log(0.02), 0.5))  # a year
+        self.change = PyroSample(dist.Normal(0.0, 0.02))  # of the amplitude, a year
+        self.noise = PyroSample(dist.HalfNormal(1.0))
+        self.season = bayesianize(
+            nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 1, bias=False)),
+            prior=dist.Normal(0.0, 1.0),
+        )
+
+    def parts(self, year: Tensor) -> tuple[Tensor, Tensor]:
+        time, angle = year - 1975, 2 * math.pi * year
+        growth = 280 + self.excess * (self.rate * time).exp()
+        circle = torch.stack([angle.cos(), angle.sin()], -1)
+        return growth, (1 + self.change * time) * self.season(circle).squeeze(-1)
+
+    def forward(self, year: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        growth, season = self.parts(year)
+        noise = self.noise
+        with pyro.plate("data", self.size, subsample=year):
+            pyro.sample("obs", dist.Normal(growth + season, noise), obs=y)
+        return torch.stack([growth, season], -1)
+
+
+torch.manual_seed(0)
+x, y = years[past], ppm[past]
+model = Carbon(len(x))
+guide = AutoReparameterization(model)
+fit(model, guide, (x, y), epochs=few(2500, 5), batch_size=len(x))
+
+# %%
+# ``Predictive`` draws all latent variables: those of the physics by name, and what the model
+# returns.
+
+sites = ["rate", "change", "noise", "obs", "_RETURN"]
+drawn = Predictive(model, guide=guide, num_samples=few(500, 5), return_sites=sites)(years)
+for site, unit in (("rate", "% a year"), ("change", "% a year")):
+    value = 100 * drawn[site]
+    print(f"{site}: {value.mean():.2f} ± {value.std():.2f} {unit}")
+low, middle, high = drawn["obs"].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
+inside = ((low < ppm) & (ppm < high))[~past].float().mean()
+print(f"after 1990, {inside:.0%} of months are in the band of 90%")
+
+# %%
+# The season is not symmetric: the rise is slow until May, the fall is steep in summer, when the
+# northern forests grow. No sine would have found that.
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+left.fill_between(years, low, high, color="C0", alpha=0.3, linewidth=0, label="90% of predictions")
+left.plot(years[past], ppm[past], color="black", linewidth=0.8, label="observed")
+left.plot(years[~past], ppm[~past], color="C3", linewidth=0.8, label="held out")
+left.set(ylabel="CO$_2$ (ppm)", title="Growth and seasons")
+left.legend()
+month = torch.linspace(0, 1, 100)
+season = Predictive(model, guide=guide, num_samples=few(200, 5), return_sites=["_RETURN"])(
+    1975 + month
+)
+low, middle, high = season["_RETURN"][..., 1].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
+right.fill_between(12 * month, low, high, color="C0", alpha=0.3, linewidth=0)
+right.plot(12 * month, middle, color="C0")
+right.set(xlabel="month", ylabel="season (ppm)", title="The unknown function, with its band of 90%")
+right.set_xticks([0.5 + i for i in range(12)], "JFMAMJJASOND")
+save(figure, "physics")

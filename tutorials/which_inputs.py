@@ -1,0 +1,62 @@
+"""
+Which inputs matter?
+====================
+
+442 patients with diabetes, ten measurements each, and how far the disease had progressed a year
+later. To see whether a prior can tell useful inputs from useless ones, ten more are added: the same
+measurements of *other* patients, shuffled.
+
+``HierarchicalNormal("input")`` gives the weights of each input a scale of their own, which the data
+choose: automatic relevance determination (ARD).
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from helpers import few, save, split, standardise, table, tensor
+from sklearn.datasets import load_diabetes
+from torch import nn
+
+from pyro_bnn import BNN, bayesianize, evaluate, fit, likelihoods, priors
+from pyro_bnn.guides import AutoLRT
+
+torch.manual_seed(0)
+patients = load_diabetes(as_frame=True)
+names = patients.data.columns
+real, target = standardise(tensor(patients.data)), standardise(tensor(patients.target))
+shuffled = torch.stack([column[torch.randperm(len(column))] for column in real.T], 1)
+(x, y), test = split(torch.cat([real, shuffled], 1), target)
+
+# %%
+# The same network under two priors: N(0, 1) for all weights, and ARD in the first layer.
+
+PRIORS = {
+    "Normal(0, 1)": priors.Normal(0, 1),
+    "ARD": {"0.weight": priors.HierarchicalNormal("input"), "*": priors.HierarchicalNormal()},
+}
+rows, sizes = {}, {}
+for name, prior in PRIORS.items():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1))
+    model = BNN(bayesianize(net, prior=prior), likelihoods.Normal())
+    guide = AutoLRT(model)
+    fit(model, guide, (x, y), epochs=few(1500, 5), batch_size=len(x))
+    rows[name] = evaluate(model, guide, test, num_samples=few(500, 5))
+    weight = guide["net.0.weight"].base()
+    sizes[name] = (weight.mean.square() + weight.variance).mean(0).sqrt().detach()
+print(table(rows))
+
+# %%
+# How large the weights of each input are (the root of their mean square under the posterior): red
+# ones are of other patients, and should be small. The prior knows nothing of which is which.
+
+figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+for axis, (name, size) in zip(axes, sizes.items(), strict=True):
+    shares = (size / size.max()).tolist()
+    for start, label, color in ((0, "measured", "C0"), (10, "shuffled", "C3")):
+        places = range(start, start + 10)
+        axis.bar(places, shares[start : start + 10], color=color, label=label)
+    axis.set_xticks(range(20), [*names, *names], rotation=90)
+    axis.set_title(f"{name}: held-out log density {rows[name]['log_density']:.2f}")
+axes[0].set_ylabel("size of its weights, to the largest")
+axes[1].legend()
+save(figure, "which_inputs")
