@@ -7,7 +7,7 @@ PEERS := bayesian-torch bensemble
 BENCH_PEERS := $(PEERS) torch-uncertainty tyxe laplace-torch asdfghjkl backpack-for-pytorch \
 	curvlinops-for-pytorch einconv einops linear_operator unfoldNd
 
-.PHONY: demo test test-next lint docs figures bench wheel clean
+.PHONY: demo test test-next lint docs figures bench soak wheel clean
 
 demo: .venv/demo.stamp  ## train on real images and show the uncertainty
 	$(BIN)/python tutorials/digits.py
@@ -42,6 +42,9 @@ docs: .venv/docs.stamp  ## build the documentation and run its examples, warning
 
 figures: .venv/docs.stamp  ## draw the figures of the explanations anew
 	$(BIN)/python docs/draw_figures.py
+
+soak: .venv/test.stamp  ## train, build and drop models, and call from threads for an hour; print memory and errors
+	$(BIN)/python benchmarks/soak.py
 
 bench: .venv/bench.stamp  ## measure speed and memory against peers, and the candidates for the defaults
 	$(BIN)/python benchmarks/speed.py
