@@ -13,12 +13,16 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.distributed.checkpoint as dcp
 from pyro.nn import PyroModule
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from pyro_bnn import BNN, bayesianize, fit, resume, save
+from pyro_bnn import BNN, bayesianize, fit, guides, resume, save
 from pyro_bnn.compat import Standalone, WithKL
 from pyro_bnn.compat.bayesian_torch import LinearReparameterization
 from pyro_bnn.guides import AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
@@ -133,12 +137,13 @@ def gradients(loss_of, module, x, y):
     return {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
+def plain(module, x, y):
+    out, kl = module(x)
+    return (out.squeeze(-1) - y).square().mean() + kl / 12
+
+
 def recipes():
     x, y = data(12)
-
-    def plain(module, x, y):
-        out, kl = module(x)
-        return (out.squeeze(-1) - y).square().mean() + kl / 12
 
     found = {}
     for kind in (AutoReparameterization, AutoRadial, AutoMixture):
@@ -152,6 +157,46 @@ def recipes():
     layers = [LinearReparameterization(n, m, dtype=DOUBLE) for n, m in ((3, 4), (4, 1))]
     module = WithKL(nn.Sequential(layers[0], nn.Tanh(), layers[1]))
     found["WithKL"] = gradients(plain, module, x, y)
+    return found
+
+
+# Parameters that ranks divide, by `fully_shard`.
+
+SHARDED = ("ELBO, AutoReparameterization", "Standalone, AutoRadial", "Standalone, AutoMixture")
+
+
+def to_be_sharded(name):
+    form, kind = name.split(", ")
+    pyro.clear_param_store()
+    torch.manual_seed(2)
+    net = bayesianize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))).double()
+    model = BNN(net, Normal(0.5), num_data=12)
+    guide = getattr(guides, kind)(model)
+    return TraceKL_ELBO()(model, guide) if form == "ELBO" else Standalone(net, guide)
+
+
+def sharded(folder):
+    """Three steps of each form, and files of `torch.distributed.checkpoint`."""
+    several = torch.distributed.is_initialized()
+    x, y = (t[6 * rank() : 6 * rank() + 6] if several else t for t in data(12))
+    found = {}
+    for i, name in enumerate(SHARDED):
+        module = to_be_sharded(name)
+        if several:
+            fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.Adam(module.parameters(), 0.01)
+        for step in range(3):
+            torch.manual_seed(step)
+            loss = module(x, y) if name.startswith("ELBO") else plain(module, x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        parameters = dict(module.named_parameters())
+        if several:
+            assert all(p.to_local().numel() <= -(-p.numel() // 2) + 4 for p in parameters.values())
+            dcp.save({"module": get_model_state_dict(module)}, checkpoint_id=folder / f"dcp{i}")
+            parameters = {n: p.full_tensor() for n, p in parameters.items()}
+        found[name] = {n: p.detach().clone() for n, p in parameters.items()}
     return found
 
 
@@ -259,6 +304,9 @@ def refused(folder):
             with pyro.plate("data", 13, subsample=x):
                 pyro.sample("obs", dist.Normal(mean, 1), obs=y)
 
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    divided = BNN(bayesianize(layers, where="last_layer"), Normal(0.5)).double()
+    fully_shard(divided, mesh=init_device_mesh("cpu", (2,)))
     root = Root()
     root.net = BayesianLinear(3, 1).double()
     zero = x.clone()
@@ -272,6 +320,7 @@ def refused(folder):
         "seen by one": error(checkpoint=seen, resume=True),
         "sampler": error(validation=given),
         "single data": error(DataLoader(dataset, None)),
+        "sharded": error(model=divided, num_data=13),
         "gradient": error((zero[-6:], y[-6:]), root, num_data=13),
     }
 
@@ -290,7 +339,7 @@ def main(folder):
     found = {"same draws": same_draws(), "particles": particles(), "recipes": recipes()}
     found |= {"checkpoints": checkpoints(folder), "stopped": stopped()}
     found |= {"own loop": own_loop(folder), "sampler": distributed_sampler()}
-    found |= {"refused": refused(folder)}
+    found |= {"refused": refused(folder), "sharded": sharded(folder)}
     torch.save(found, folder / f"found{rank()}.pt")
     found["death"] = death(folder)
     torch.save(found, folder / f"found{rank()}.pt")

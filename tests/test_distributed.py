@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+import torch.distributed.checkpoint as dcp
 
 TESTS = Path(__file__).parent
 
@@ -57,6 +58,17 @@ def test_wrapped_modules_have_gradients_of_the_joint_batch(found):
         assert all(x.any() for x in expected.values()), name
         for of_rank in found:
             check(of_rank["recipes"][name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_sharded_steps_are_those_of_whole_parameters(found, folder, tmp_path):
+    for i, (name, expected) in enumerate(ranks.sharded(tmp_path).items()):
+        for of_rank in found:
+            check(of_rank["sharded"][name], expected, rtol=1e-9, atol=1e-12)
+        module = ranks.to_be_sharded(name)
+        state = {"module": module.state_dict()}
+        dcp.load(state, checkpoint_id=folder / f"dcp{i}")
+        module.load_state_dict(state["module"])
+        check(dict(module.named_parameters()), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_ranks_draw_differently_and_end_with_the_same_parameters(found):
@@ -112,6 +124,7 @@ def test_errors_are_those_of_all_ranks(found):
         assert "exists for 1 of 2 processes" in errors["seen by one"]
         assert "DistributedSampler repeats data" in errors["sampler"]
         assert "one datum at a time" in errors["single data"]
+        assert "divided by `fully_shard`" in errors["sharded"]
         assert "gradients of" in errors["gradient"]
         assert "no parameter was changed" in errors["gradient"]
 

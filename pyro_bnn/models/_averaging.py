@@ -69,6 +69,17 @@ class Averaging:
             grad /= self._ranks.size
 
 
+def check_whole(parts: Iterable[nn.Module]) -> None:
+    """Raises a ValueError if parameters are divided among ranks."""
+    for name, parameter in (pair for part in parts for pair in part.named_parameters()):
+        if hasattr(parameter, "to_local"):
+            raise ValueError(
+                f"the parameter `{name}` is divided by `fully_shard`, but `fit` averages gradients "
+                "of whole parameters: leave `fully_shard` out, or train in a loop of your own, as "
+                "in the documentation, with all of the ELBO module sharded"
+            )
+
+
 class _Loss(nn.Module):
     """A loss beside the modules it is made of: a model may be a function that refers to them."""
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..guides import AutoPosterior
 from ..infer import KLWarmup
-from ._averaging import Averaging
+from ._averaging import Averaging, check_whole
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
@@ -147,6 +147,7 @@ def fit(
     if seed is not None:
         pyro.set_rng_seed(seed)
     parts = {**modules("model", model), "guide": guide}
+    check_whole(parts.values())
     for part in parts.values():
         part.to(device=device)
     like = next(iter(guide.parameters()), torch.empty(()))
