@@ -28,15 +28,18 @@ from recipe import Recipe, final_elbo, train
 from tasks import tasks
 
 from pyro_bnn import evaluate, guides
-from pyro_bnn.priors import HierarchicalNormal, Normal
+from pyro_bnn.priors import FanInNormal, HierarchicalNormal, Normal
 
 NORMAL = Recipe(priors={"prior": Normal(0, 1)})
 TENSOR = Recipe(priors={"prior": HierarchicalNormal("tensor")})
 INPUT = Recipe(priors={"prior": HierarchicalNormal("input")})
 OUTPUT = Recipe(priors={"prior": HierarchicalNormal("output")})
+FAN_IN = Recipe(priors={"prior": FanInNormal(2**0.5)})
 WEIGHTS = (0.3, 0.1, 0.03)
 CANDIDATES = {
     "Normal(0, 1)": NORMAL,
+    "fan-in": FAN_IN,
+    "fan-in, scale learned": Recipe(priors={"prior": FanInNormal(2**0.5, learnable_scale=True)}),
     "no warm-up": replace(NORMAL, training={"warmup": 0.0}),
     "one rate": replace(NORMAL, training={"scale_lr": 1e-2}),
     "scales 1e-1": replace(NORMAL, training={"scale_lr": 1e-1}),
@@ -45,6 +48,8 @@ CANDIDATES = {
     "output": OUTPUT,
     "tensor, no warm-up": replace(TENSOR, training={"warmup": 0.0}),
     **{f"tensor, KL weight {w}": replace(TENSOR, training={"kl_weight": w}) for w in WEIGHTS},
+    **{f"output, KL weight {w}": replace(OUTPUT, training={"kl_weight": w}) for w in WEIGHTS},
+    **{f"fan-in, KL weight {w}": replace(FAN_IN, training={"kl_weight": w}) for w in WEIGHTS},
     **{f"KL weight {w}": replace(NORMAL, training={"kl_weight": w}) for w in WEIGHTS},
 }
 

@@ -33,7 +33,8 @@ class BNNRegressor(RegressorMixin, Estimator):
         likelihood: one of :mod:`pyro_bnn.likelihoods`; by default ``Normal()``, with a learned
             noise. Targets are standardised for it, unless it is one of counts.
         guide: makes the guide of a model, such as ``AutoLRT`` or ``AutoFlipout``.
-        prior: prior of the weights, as for :func:`~pyro_bnn.bayesianize`.
+        prior: prior of the weights, as for :func:`~pyro_bnn.bayesianize`; by default that of
+            :class:`~pyro_bnn.BNN`.
         hidden_sizes: sizes of the hidden layers of the default network.
         num_steps: number of steps of training, at least.
         batch_size: rows of a step.

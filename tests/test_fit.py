@@ -28,7 +28,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pyro_bnn import BNN, fit
+from pyro_bnn import BNN, bayesianize, fit
 from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
@@ -67,7 +67,7 @@ def test_reaches_the_optimum_of_a_conjugate_model():
     """Orthogonal inputs, so that the posterior is exact and the bound the log evidence."""
     x = math.sqrt(N) * torch.linalg.qr(torch.randn(N, 3))[0]
     y = x @ torch.tensor([1.0, -0.5, 0.2]) + 0.5 * torch.randn(N)
-    model = BNN(nn.Linear(3, 1, bias=False), Normal(0.5))
+    model = BNN(bayesianize(nn.Linear(3, 1, bias=False)), Normal(0.5))
     guide = AutoReparameterization(model)
     settings = {"batch_size": N, "num_particles": 2, "scale_lr": 0.01}
     history = fit(model, guide, (x, y), epochs=1000, **settings)
@@ -603,9 +603,9 @@ def test_progress_is_shown_on_a_terminal(capsys, monkeypatch, has_tqdm):
 
 
 def test_classes_are_learned():
-    x = torch.randn(90, 2)
+    x = torch.randn(180, 2)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0)
     model = BNN(nn.Sequential(nn.Linear(2, 20), nn.ReLU(), nn.Linear(20, 3)), Categorical())
     guide = AutoLRT(model)
-    history = fit(model, guide, (x, y), epochs=100, batch_size=15, lr=0.03, scale_lr=0.03)
+    history = fit(model, guide, (x, y), epochs=100, batch_size=30, lr=0.03, scale_lr=0.03)
     assert history["bound"][-1] > -math.log(3) + 0.2  # the trivial bound

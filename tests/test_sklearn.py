@@ -58,7 +58,8 @@ def test_learns_in_the_units_of_the_data(kind):
 @each
 def test_tools_of_scikit_learn(kind):
     X, y = data(kind)
-    pipeline = make_pipeline(PolynomialFeatures(2), kind(num_steps=40))
+    short = kind(num_steps=40, prior=priors.Normal(0, 1))  # which learns in the first steps
+    pipeline = make_pipeline(PolynomialFeatures(2), short)
     search = GridSearchCV(pipeline, {f"{kind.__name__.lower()}__lr": [1e-3, 3e-2]}, cv=2)
     search.fit(X, y)
     assert search.best_params_ == {f"{kind.__name__.lower()}__lr": 3e-2}
@@ -70,7 +71,7 @@ def test_tools_of_scikit_learn(kind):
 
 def test_processes():
     X, y = load_iris(return_X_y=True)
-    estimator = BNNClassifier(num_steps=100, random_state=0)
+    estimator = BNNClassifier(num_steps=100, prior=priors.Normal(0, 1), random_state=0)
     scores = cross_val_score(estimator, X, y, cv=2, n_jobs=2)
     np.testing.assert_array_equal(scores, cross_val_score(estimator, X, y, cv=2))
     assert scores.min() > 0.8

@@ -19,7 +19,7 @@ from ..conversion._weights import copied
 from ..guides import AutoLRT, AutoPosterior
 from ..infer._samples import check_count
 from . import _rng
-from ._bnn import BNN
+from ._bnn import BNN, PRIOR
 from ._fit import fit
 from ._predict import predict
 from ._prediction import Prediction
@@ -68,7 +68,8 @@ class Estimator(BaseEstimator):
             torch.manual_seed(self.seed_)
             given = self._net(X.shape, num_outputs)
             is_bayesian = isinstance(given, PyroModule)
-            net = copied(given) if is_bayesian else bayesianize(given, prior=self.prior)
+            prior = PRIOR if self.prior is None else self.prior
+            net = copied(given) if is_bayesian else bayesianize(given, prior=prior)
             # In double precision, no prediction depends on the rows beside it.
             self.model_ = BNN(net.double(), likelihood)
             self.guide_ = self.guide(self.model_)
