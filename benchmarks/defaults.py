@@ -62,6 +62,9 @@ def run(
     pyro.enable_validation(False)
     recipe, task = CANDIDATES[candidate], tasks(args.uci, args.fashion)[task_name]
     x, y, test_x, test_y = task.split(split)
+    if args.rows:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[: args.rows]
+        x, y = x[rows], y[rows]
     model = task.model(recipe.priors)
     guide = getattr(guides, args.guide)(model, **recipe.guide)
     train(model, guide, x, y, int(times * task.steps), task.batch, **recipe.training)
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--candidates", help="names separated by semicolons; all by default")
     parser.add_argument("--guide", default="AutoLRT")
     parser.add_argument("--splits", type=int, default=2)
+    parser.add_argument("--rows", type=int, help="train on so few, drawn at random")
     parser.add_argument("--samples", type=int, default=300, help="posterior samples")
     parser.add_argument("--times", default="1", help="factors of the number of steps")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
