@@ -1,5 +1,6 @@
 """Every test starts from the same random numbers and an empty parameter store."""
 
+import gc
 import inspect
 
 import pyro
@@ -22,6 +23,16 @@ def _fresh():
     pyro.enable_validation(True)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone, for modules in ``DistributedDataParallel``."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    gc.collect()  # what is left of such a module would wait for the threads of the group forever
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -448,18 +448,13 @@ def test_buffers_can_be_written(name):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_distributed(estimator, tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        layer = getattr(bayesian_torch, f"Linear{estimator}")(4, 20)
-        net = nn.parallel.DistributedDataParallel(layer)
-        for _ in range(2):  # buffers are broadcast before each pass
-            out, kl = net(torch.ones(3, 4))
-            (out.sum() + kl).backward()
-        assert all(p.grad.any() for p in layer.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+def test_distributed(estimator, process_group):
+    layer = getattr(bayesian_torch, f"Linear{estimator}")(4, 20)
+    net = nn.parallel.DistributedDataParallel(layer)
+    for _ in range(2):  # buffers are broadcast before each pass
+        out, kl = net(torch.ones(3, 4))
+        (out.sum() + kl).backward()
+    assert all(p.grad.any() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("size", [3, 100])  # too small to be compared, and compared

@@ -165,14 +165,6 @@ def test_nothing_is_kept_alive():
         gc.enable()
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_ddp_knows_all_parameters(process_group):
     model, guide, x, y = problem()
     ddp = DistributedDataParallel(TraceKL_ELBO()(model, guide))
