@@ -5,7 +5,7 @@ and a noise of unknown scale. Many weights compute the same function (units may 
 their signs), and NUTS walks among them, so that what is compared are functions: their standard
 deviation where there are data and beyond; that of single weights on average; the noise.
 
-    python benchmarks/mean_field.py --plot docs/mean_field.png
+    python benchmarks/mean_field.py --plot docs/figures/nuts.png
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_every_page_is_in_the_contents():
 def test_builds_without_warnings(tmp_path):
     """Without running the examples."""
     ignored = shutil.ignore_patterns("_build", "examples", "generated", "__pycache__", "results")
-    for folder in ("docs", "tutorials"):
+    for folder in ("docs", "tutorials", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     command += ["-D", "plot_gallery=0", str(tmp_path / "docs"), str(tmp_path / "html")]
