@@ -37,6 +37,7 @@ class OwnParameters(Context):
         super().__init__()
         self._root: Callable[[], PyroModule | None] = _nothing
         self._calls: list[Call] = []
+        self._max_calls = 8
         self._call: Call | None = None  # the last of them
 
     @property
@@ -68,7 +69,10 @@ class OwnParameters(Context):
         if is_recorded():
             if self._call is None:
                 self._call = Call()
-                self._calls = [call for call in self._calls if call.is_alive] + [self._call]
+                if len(self._calls) >= self._max_calls:  # seldom, since thousands may be alive
+                    self._calls = [call for call in self._calls if call.is_alive]
+                    self._max_calls = 2 * len(self._calls) + 8
+                self._calls.append(self._call)
             self._call.add(name, value)
 
     def _computed(self, name: str) -> Tensor | None:

@@ -7,10 +7,12 @@ import torch
 from kinds import GUIDES
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroSample
+from pyro.poutine import replay, trace
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pyro_bnn
+from pyro_bnn._recomputation import Call
 from pyro_bnn.compat import Standalone, WithKL, bensemble
 from pyro_bnn.compat.bayesian_torch import Conv1dFlipout, LinearFlipout, LinearReparameterization
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
@@ -333,6 +335,16 @@ def test_values_do_not_outlive_a_step():
     for _ in range(3):
         svi.step(torch.ones(4, 3, requires_grad=True))
     assert not any(call.is_alive for call in net._pyro_context._calls)
+
+
+def test_samples_that_are_kept_do_not_slow_down_later_ones(monkeypatch):
+    net = pyro_bnn.bayesianize(nn.Linear(3, 1))
+    guide, x = AutoLRT(net), torch.ones(4, 3)
+    looks = []
+    is_alive = property(lambda call, alive=Call.is_alive: looks.append(0) or alive.fget(call))
+    monkeypatch.setattr(Call, "is_alive", is_alive)
+    kept = [trace(replay(net, trace(guide).get_trace(x))).get_trace(x) for _ in range(200)]
+    assert len(looks) < 3 * len(kept)  # not each time at all that there are
 
 
 def test_a_whole_step_may_be_recomputed():
