@@ -142,7 +142,9 @@ def linear(size: int = 40, noise: float = 0.5):
         @ torch.tensor([[1.0, 0.9, 0], [0, 0.5, 0.5], [0, 0, 1]]).double()
     )
     y = x @ torch.tensor([0.5, -1.0, 0.3], dtype=D) + noise * torch.randn(size, dtype=D)
-    model = BNN(nn.Linear(3, 1, bias=False, dtype=D), likelihoods.Normal(noise), num_data=size)
+    model = BNN(
+        bayesianize(nn.Linear(3, 1, bias=False, dtype=D)), likelihoods.Normal(noise), num_data=size
+    )
     precision = x.T @ x / noise**2 + torch.eye(3, dtype=D)
     mean = torch.linalg.solve(precision, x.T @ y / noise**2)
     covariance = noise**2 * torch.eye(size, dtype=D) + x @ x.T
@@ -178,7 +180,7 @@ def test_training_reaches_the_exact_posterior(kind):
 def test_the_bound_of_classes_and_its_gradient():
     """Two classes, whose bound takes integrals over one dimension for each row."""
     torch.manual_seed(0)
-    model = BNN(nn.Linear(2, 2, bias=False, dtype=D), likelihoods.Categorical())
+    model = BNN(bayesianize(nn.Linear(2, 2, bias=False, dtype=D)), likelihoods.Categorical())
     guide = AutoReparameterization(model, init_scale=0.8, sites={"net.*": FullNormalPosterior})
     q = guide["net.weight"].double()
     with torch.no_grad():
@@ -272,7 +274,7 @@ def test_predictions_are_those_of_bayesian_linear_regression():
 
 def test_a_random_noise_and_other_random_layers_have_their_medians():
     net = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1, bias=False)).double()
-    model = BNN(net, likelihoods.Normal(dist.HalfNormal(1.0)))
+    model = BNN(bayesianize(net), likelihoods.Normal(dist.HalfNormal(1.0)))
     guide = AutoLRT(model, sites={"net.2.weight": FullNormalPosterior})
     x = torch.randn(50, 2, dtype=D)
     y = x.sum(-1)

@@ -136,6 +136,11 @@ class VariationalLayer(nn.Module):
         """The KL divergence of all weights, in nats; reduced by ``kl_reduction``."""
         return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
+    @property
+    def _has_kl_of_its_own(self) -> bool:
+        """Whether its KL divergence is not the sum of those of posteriors and priors."""
+        return self.kl_reduction == "mean"
+
     def _pair(self, key: str, q: Distribution) -> tuple[Distribution, Distribution]:
         return q, Independent(self._prior(key), len(q.event_shape))
 

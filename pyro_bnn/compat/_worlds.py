@@ -108,14 +108,14 @@ _MADE = ("_twins", "_watched")
 
 
 def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
-    means = [layer._kl(posteriors) for layer, posteriors in given if layer.kl_reduction == "mean"]
+    apart = [layer._kl(posteriors) for layer, posteriors in given if layer._has_kl_of_its_own]
     sums = total_kl(
         layer._pair(key, q)
         for layer, posteriors in given
-        if layer.kl_reduction == "sum"
+        if not layer._has_kl_of_its_own
         for key, q in posteriors.items()
     )
-    return add_up([*means, sums])
+    return add_up([*apart, sums])
 
 
 def to_pyro(
