@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 _IS_NEW = hasattr(nn, "LinearCrossEntropyLoss")  # torch 2.13
 DTYPES = st.sampled_from([torch.float32, torch.float64])

@@ -156,7 +156,7 @@ def linear(size: int = 40, noise: float = 0.5):
 def test_training_reaches_the_exact_posterior(kind):
     model, x, y, mean, covariance, evidence = linear()
     guide = AutoReparameterization(model, sites={"net.*": kind})
-    elbo = TraceKL_ELBO(num_particles=4)(model, guide)
+    elbo = TraceKL_ELBO(num_particles=16, vectorize_particles=True)(model, guide)
     optimizer = torch.optim.Adam(guide.parameters(), 3e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
     for _ in range(800):

@@ -116,10 +116,10 @@ def test_half_the_steps_in_each_world(make):
     start = make()
     bounds = {}
     for name, parts in {
-        "torch": [(train_in_torch, 400)],
-        "Pyro": [(train_in_pyro, 400)],
-        "both": [(train_in_torch, 200), (train_in_pyro, 200)],
-        "Pyro first": [(train_in_pyro, 200), (train_in_torch, 200)],
+        "torch": [(train_in_torch, 200)],
+        "Pyro": [(train_in_pyro, 200)],
+        "both": [(train_in_torch, 100), (train_in_pyro, 100)],
+        "Pyro first": [(train_in_pyro, 100), (train_in_torch, 100)],
     }.items():
         net = copy.deepcopy(start)
         pyro.clear_param_store()
