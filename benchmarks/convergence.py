@@ -24,8 +24,8 @@ import pyro.distributions as dist
 import torch
 from peers import PEERS, Posterior, Problem
 from recipe import train
-from tasks import digits_split, fashion_split, uci_split
-from torch import Tensor, nn
+from tasks import convolutional, digits_split, fashion_split, uci_split
+from torch import Tensor
 from torch.func import functional_call
 from workloads import mlp
 
@@ -35,22 +35,6 @@ from pyro_bnn.guides import AutoLRT
 OURS = "pyro_bnn"
 LADDER = "125,175,250,350,500,700,1000,1400,2000,2800,4000,5600,8000,11200,16000,22400"
 Row = dict[str, Any]
-
-
-def convolutional() -> nn.Sequential:
-    """That of Fashion-MNIST in `tasks.py`, in torch."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 28),
-        nn.ReLU(),
-        nn.Linear(28, 10),
-    )
 
 
 def problem(task: str, args: argparse.Namespace) -> Problem:

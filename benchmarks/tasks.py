@@ -17,8 +17,8 @@ from sklearn.model_selection import train_test_split
 from statsmodels.datasets import sunspots
 from torch import Tensor, nn
 
-from pyro_bnn import BNN
-from pyro_bnn.nn import BayesianConv2d, BayesianLinear, BayesianLSTM
+from pyro_bnn import BNN, bayesianize
+from pyro_bnn.nn import BayesianLinear, BayesianLSTM
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs and targets for training, and for tests
 
@@ -71,18 +71,18 @@ class Series(PyroModule):
         return self.last(outputs[:, -1])
 
 
-def convolutional(**priors: Any) -> nn.Module:
-    return PyroModule[nn.Sequential](
-        BayesianConv2d(1, 16, 5, padding=2, **priors),
+def convolutional() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        BayesianConv2d(16, 32, 5, padding=2, **priors),
+        nn.Conv2d(16, 32, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        BayesianLinear(32 * 7 * 7, 28, **priors),
+        nn.Linear(32 * 7 * 7, 28),
         nn.ReLU(),
-        BayesianLinear(28, 10, **priors),
+        nn.Linear(28, 10),
     )
 
 
@@ -145,7 +145,7 @@ def tasks(uci: Path, fashion: Path) -> dict[str, Task]:
         ),
         "fashion": Task(
             fashion_split(fashion),
-            lambda priors: classification(convolutional(**priors)),
+            lambda priors: classification(bayesianize(convolutional(), **priors)),
             steps=3000,
         ),
         "sunspots": Task(

@@ -15,12 +15,12 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from helpers import few, save, split, table, tensor
+from helpers import GUIDES, few, save, split, table, tensor
 from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_bnn
-from pyro_bnn import BNN, fit, guides, likelihoods, predict, priors
+from pyro_bnn import BNN, fit, likelihoods, predict, priors
 from pyro_bnn.infer import diagnose
 from pyro_bnn.scores import calibration_error, novelty_auroc
 
@@ -64,13 +64,6 @@ predictors = {"deterministic": lambda x: net(x).softmax(-1).detach()}
 # predicts images better (:doc:`/defaults` has figures). ``diagnose`` evaluates the ELBO, with the
 # whole KL divergence, in nats an image. A network that has learned nothing has -log(8) = -2.08.
 
-GUIDES = {
-    "reparameterization": guides.AutoReparameterization,
-    "flipout": guides.AutoFlipout,
-    "LRT": guides.AutoLRT,
-    "radial": guides.AutoRadial,
-    "mixture": guides.AutoMixture,
-}
 elbos = {"deterministic": math.nan}
 for name, make in GUIDES.items():
     prior = priors.HierarchicalNormal("tensor")

@@ -17,6 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from pyro_bnn import guides
+
 SHORT = bool(os.environ.get("PYRO_BNN_SHORT"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 FASHION_SAMPLE = Path(__file__).parent.parent / "tests/data/fashion-mnist"
@@ -32,6 +34,14 @@ CLOTHES = [
     "bag",
     "boot",
 ]
+
+GUIDES = {
+    "reparameterization": guides.AutoReparameterization,
+    "flipout": guides.AutoFlipout,
+    "LRT": guides.AutoLRT,
+    "radial": guides.AutoRadial,
+    "mixture": guides.AutoMixture,
+}
 
 T = TypeVar("T")
 Rows = tuple[Tensor, Tensor]  # inputs and targets

@@ -11,12 +11,12 @@ they had the new method, and whether their grade improved.
 import matplotlib.pyplot as plt
 import pyro
 import torch
-from helpers import few, save, tensor
+from helpers import GUIDES, few, save, tensor
 from pyro.infer import MCMC, NUTS
 from statsmodels.datasets import spector
 from torch import nn
 
-from pyro_bnn import BNN, bayesianize, fit, guides, likelihoods, priors
+from pyro_bnn import BNN, bayesianize, fit, likelihoods, priors
 from pyro_bnn.infer import Predictive
 
 pyro.set_rng_seed(0)
@@ -40,13 +40,6 @@ chain = MCMC(
 chain.run(x, y)
 posteriors = {"NUTS": chain.get_samples()}
 
-GUIDES = {
-    "reparameterization": guides.AutoReparameterization,
-    "flipout": guides.AutoFlipout,
-    "LRT": guides.AutoLRT,
-    "radial": guides.AutoRadial,
-    "mixture": guides.AutoMixture,
-}
 for name, make in GUIDES.items():
     posteriors[name] = make(model)
     fit(model, posteriors[name], (x, y), epochs=few(1000, 3))

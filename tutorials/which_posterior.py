@@ -11,7 +11,7 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from helpers import few, save, standardise, table, tensor
+from helpers import GUIDES, few, save, standardise, table, tensor
 from statsmodels.datasets import nile
 from torch import nn
 
@@ -29,19 +29,14 @@ data, asked = (x[~hidden], y[~hidden]), (x[hidden], y[hidden])
 # All train the same network, from the same seed. In the last one, only the last layer is random,
 # and its posterior knows how its weights are correlated.
 
-GUIDES = {
-    "AutoReparameterization": guides.AutoReparameterization,
-    "AutoFlipout": guides.AutoFlipout,
-    "AutoLRT": guides.AutoLRT,
-    "AutoRadial": guides.AutoRadial,
-    "AutoMixture": guides.AutoMixture,
+MAKE = GUIDES | {
     "last layer, full covariance": lambda model: guides.AutoLRT(
         model, sites={"net.2.weight": FullNormalPosterior}
-    ),
+    )
 }
 
 trained, rows = {}, {}
-for name, make in GUIDES.items():
+for name, make in MAKE.items():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, 1, bias=False))
     last = {"where": "last_layer"} if name.startswith("last") else {}

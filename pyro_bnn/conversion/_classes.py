@@ -12,6 +12,17 @@ from .. import nn as layers
 from .._pyro import MADE_CLASSES
 from ..nn._layer import BayesianLayer, show_arguments
 
+# Torch's layers that are linear in their input and in their weight.
+LINEAR = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
 _MADE: dict[tuple[str, type], Any] = {}
 
 

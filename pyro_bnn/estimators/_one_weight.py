@@ -30,7 +30,7 @@ class OneWeight(LinearMap):
         """The output for one weight of ``weight_dim`` dimensions, without a bias."""
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if weight.dim() == self.weight_dim:
+        if weight.dim() == self.weight_dim and input.dim() <= self.input_dim:
             output = self.compute(input, weight)
         else:
             check_rows(input, 1 + self.space)
@@ -39,7 +39,7 @@ class OneWeight(LinearMap):
 
 
 @dataclass(frozen=True)
-class Convolution(LinearMap):
+class Convolution(OneWeight):
     """One of ``F.conv1d`` to ``F.conv3d`` and ``F.conv_transpose1d`` to ``F.conv_transpose3d``.
 
     Attributes:
@@ -67,14 +67,16 @@ class Convolution(LinearMap):
     def sides(self) -> tuple[int, int]:  # type: ignore[override]
         return _CONVOLUTIONS[self.function][1]
 
+    input_dim = weight_dim  # type: ignore[assignment]
+
+    def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.function(input, weight, bias, **dict(self.options))
+
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        one_weight = weight.dim() == self.weight_dim and (bias is None or bias.dim() == 1)
-        if one_weight and input.dim() <= self.weight_dim:
-            return self.function(input, weight, bias, **dict(self.options))
-        check_rows(input, 1 + self.space)
-        convolve = lambda x, w: self.function(x, w, **dict(self.options))
-        output = _over_samples(convolve, input, weight, self.space + 2, self.weight_dim)
-        return output if bias is None else output + self.align_bias(bias)
+        is_plain = weight.dim() == self.weight_dim and (bias is None or bias.dim() == 1)
+        if is_plain and input.dim() <= self.weight_dim:  # the bias in the same call
+            return self.compute(input, weight, bias)
+        return super().__call__(input, weight, bias)
 
 
 @dataclass(frozen=True)

@@ -47,21 +47,24 @@ def check_data(model_trace: Any, guide: Any, args: Any, kwargs: Any, is_bound: b
         args, kwargs: what model and guide are called with.
         is_bound: whether the KL divergence has the weight that it has beside all data.
     """
+    if getattr(guide, "_batches", True) is None:  # enough is known
+        return
     sites = model_trace.nodes.values()
     observed = [site for site in sites if site["type"] == "sample" and site["is_observed"]]
     if not observed:
         warn_of_no_data()
         return
-    if not (is_bound and isinstance(guide, AutoPosterior)) or torch.compiler.is_compiling():
+    if not isinstance(guide, AutoPosterior) or torch.compiler.is_compiling():
+        return
+    if any(isinstance(site["scale"], Tensor) or site["scale"] != 1 for site in observed):
+        guide._batches = None
+        return
+    if not is_bound:
         return
     if "_batches" not in vars(guide):
         guide._batches = Batches()
     batches = guide._batches
-    if batches is None:
-        return
-    if any(isinstance(site["scale"], Tensor) or site["scale"] != 1 for site in observed):
-        guide._batches = None
-    elif batches.are_different(args, kwargs):
+    if batches.are_different(args, kwargs):
         guide._batches = None
         warnings.warn(
             "the model is trained on mini-batches and counts each of them as all data, so that "

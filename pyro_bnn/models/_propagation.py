@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..conversion import to_deterministic
+from ..conversion._classes import LINEAR
 from ..guides import AutoPosterior
 from ..guides._sites import other_names
 from ..posteriors import NormalPosterior
@@ -80,7 +81,7 @@ def _variance(posterior: Any, site: str) -> Tensor:
 
 def _step(path: str, layer: nn.Module, variances: dict[str, Tensor]) -> Step:
     kind = type(layer)
-    if kind in _WITH_WEIGHTS:
+    if kind in LINEAR:
         return lambda x: _linear(layer, variances, x)
     if kind not in _RULES:
         raise _refusal(path, layer, "has no rule")
@@ -94,7 +95,7 @@ def _step(path: str, layer: nn.Module, variances: dict[str, Tensor]) -> Step:
 
 
 def _refusal(path: str, layer: nn.Module, problem: str) -> ValueError:
-    known = sorted(kind.__name__ for kind in (*_WITH_WEIGHTS, *_RULES))
+    known = sorted(kind.__name__ for kind in (*LINEAR, *_RULES))
     return ValueError(
         f"moments cannot be propagated: `{path or 'net'}`, a {type(layer).__name__}, {problem}. "
         f"Draw samples, by `predict`, or make the network an `nn.Sequential` of {', '.join(known)}"
@@ -179,15 +180,6 @@ def _smooth(layer: Any, x: Any) -> Moments:
     return Moments(center + first, (second - first.square()).clamp(min=0))
 
 
-_WITH_WEIGHTS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 _KINDS: dict[Callable[[Any, Any], Moments], tuple[type[nn.Module], ...]] = {
     _rearranged: (
         nn.Identity,

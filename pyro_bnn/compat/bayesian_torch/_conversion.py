@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._validation import check_positive
+from ...conversion._classes import LINEAR
 from ...conversion._weights import weights
 from ...guides import init_to_fraction
 from ...infer._kl import add_up
@@ -18,19 +19,7 @@ from .._variational import VariationalLayer
 from . import _layers
 from ._base import check_reduction
 
-KINDS: dict[type[nn.Module], str] = {
-    kind: kind.__name__
-    for kind in (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
-        nn.LSTM,
-    )
-}
+KINDS: dict[type[nn.Module], str] = {kind: kind.__name__ for kind in (*LINEAR, nn.LSTM)}
 
 
 def dnn_to_bnn(m: nn.Module, bnn_prior_parameters: Mapping[str, Any]) -> None:
