@@ -12,6 +12,8 @@ import ranks
 import torch
 import torch.distributed.checkpoint as dcp
 
+from pyro_bnn.models import _rng
+
 TESTS = Path(__file__).parent
 
 
@@ -137,3 +139,12 @@ def test_a_rank_that_dies_ends_the_other(found):
 def test_arguments():
     with pytest.raises(ValueError, match=r"`ranks` \(='rows'\) .* 'data', 'particles' or None"):
         ranks.run(None, ranks="rows")
+
+
+def test_each_of_many_ranks_has_random_numbers_of_its_own():
+    drawn = []
+    for rank in range(4):
+        torch.manual_seed(0)
+        _rng.part(rank)
+        drawn.append(torch.rand(3))
+    assert len(torch.stack(drawn).unique(dim=0)) == 4

@@ -125,6 +125,11 @@ def test_batch_normalisation_and_averages_of_what_is_uncertain():
     net, guide = bayesian(nn.Conv1d(1, 1, 1), nn.Identity(), nn.AvgPool1d(4))
     x = torch.full((1, 1, 8), 2.0, dtype=D)
     torch.testing.assert_close(moments(net, guide, x)[1], torch.full((1, 1, 2), 0.45, dtype=D))
+    # One factor for the whole image, which is that of the average.
+    net, guide = bayesian(nn.Conv1d(1, 1, 1, bias=False), nn.Identity(), nn.AvgPool1d(4))
+    x = torch.arange(8, dtype=D).reshape(1, 1, 8)
+    expected = 0.09 * torch.tensor([[[1.5, 5.5]]], dtype=D).square()
+    torch.testing.assert_close(moments(net, guide, x)[1], expected)
 
 
 # Predictions.
