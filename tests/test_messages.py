@@ -138,19 +138,19 @@ class TestVectorizedParticles:
         "statistics": torch.nn.BatchNorm1d(3),
     }
 
-    def model(self, function):
+    def model(self, function, noise):
         net = BayesianLinear(2, 3)
 
         def model(x, y=None):
             mean = function(net(x))[..., 0]
             with pyro.plate("data", 9, subsample_size=len(x)):
-                pyro.sample("obs", dist.Normal(mean, 0.1), obs=y)
+                pyro.sample("obs", dist.Normal(mean, noise), obs=y)
 
         return model
 
-    def loss(self, function, guide=AutoLRT):
-        model = self.model(function)
-        guide = guide(model, init_scale=1e-4)
+    def loss(self, function, guide=AutoLRT, init_scale=1e-4, noise=0.1):
+        model = self.model(function, noise)
+        guide = guide(model, init_scale=init_scale)
         x, y = torch.randn(3, 2), torch.randn(3)
         losses = []
         for vectorized in (False, True):
@@ -163,10 +163,17 @@ class TestVectorizedParticles:
         with pytest.raises(ValueError, match=r"`obs` is .*dim=-1.*vectorize_particles"):
             self.loss(self.FUNCTIONS[name])
 
+    def test_of_a_small_difference(self):
+        with pytest.raises(ValueError, match="vectorize_particles"):
+            self.loss(self.FUNCTIONS["softmax"], noise=3.0)
+
     @pytest.mark.parametrize("guide", [AutoFlipout, AutoLRT, AutoReparameterization])
     def test_of_dimensions_from_the_last(self, guide):
         one, many = self.loss(lambda h: torch.softmax(4 * h, dim=-1), guide)
         assert many == pytest.approx(one, rel=0.01)
+
+    def test_of_particles_that_differ(self):
+        self.loss(lambda h: torch.softmax(4 * h, dim=-1), AutoFlipout, init_scale=1.0)
 
     def test_networks_with_noise_of_their_own(self):
         self.loss(torch.nn.Dropout(0.5))

@@ -67,7 +67,7 @@ class Convolution(OneWeight):
     def sides(self) -> tuple[int, int]:  # type: ignore[override]
         return _CONVOLUTIONS[self.function][1]
 
-    input_dim = weight_dim  # type: ignore[assignment]
+    input_dim = weight_dim
 
     def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.function(input, weight, bias, **dict(self.options))
