@@ -50,7 +50,7 @@ def regression(net, size=None):
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("make", [AutoFlipout, AutoLRT])
 def test_importance_weights_of_no_weight(make, name):
-    net = BayesianLinear(3, 1)
+    net = BayesianLinear(3, 1, bias=False)
     model = regression(net)
     guide = make(model)
     if name == "Importance":
