@@ -437,8 +437,8 @@ def test_a_network_for_each_task(kind, subsample_size):
     assert not list(guide)
     guide(x, y)
     assert guide["net.0.weight"].loc.shape[:4] == (5, 1, 1, 3)
-    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.995}), TraceKL_ELBO())
-    for _ in range(800):
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), TraceKL_ELBO())
+    for _ in range(400):
         svi.step(x, y)
     fitted = guide.median()["net.0.weight"][..., 0].flatten()
     assert (fitted - slopes.flatten()).abs().max() < 0.5
