@@ -16,6 +16,12 @@ collect_ignore_glob = ["docs/examples/*", "docs/_build/*", "docs/generated/*"]  
 torch.set_num_threads(1)  # the networks are tiny
 
 
+def pytest_collection_finish():
+    """The garbage collector need not look through all modules again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _fresh():
     torch.manual_seed(0)
