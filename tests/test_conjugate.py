@@ -41,7 +41,7 @@ class Problem:
         self.elbo = self.evidence - kl_divergence(optimum, posterior)
 
 
-def train(problem, guide, steps=1_500):
+def train(problem, guide, steps=1_000):
     elbo = TraceKL_ELBO(num_particles=8, vectorize_particles=True)(problem.model, guide)
     elbo(problem.x, problem.y)
     optimizer = torch.optim.Adam(elbo.parameters(), lr=0.05)
@@ -65,13 +65,12 @@ def test_training_reaches_the_optimum(kind):
     if not kind.is_normal:
         return
     torch.testing.assert_close(base.scale.flatten(), problem.scale, rtol=0.05, atol=0)
+    elbo = TraceKL_ELBO(num_particles=100, vectorize_particles=True)
     with torch.no_grad():
-        values = [
-            -TraceKL_ELBO().loss(problem.model, guide, problem.x, problem.y) for _ in range(4_000)
-        ]
+        values = [-elbo.loss(problem.model, guide, problem.x, problem.y) for _ in range(100)]
     values = torch.tensor(values)
     # What is left to the optimum is of second order: 0.1 standard deviations cost 0.005 nats.
-    assert abs(values.mean() - problem.elbo) < 5 * values.std() / 4_000**0.5 + 0.02
+    assert abs(values.mean() - problem.elbo) < 5 * values.std() / 100**0.5 + 0.02
 
 
 @pytest.mark.parametrize("kind", [k for k in GUIDES if k.is_normal], ids=lambda k: k.name)
@@ -82,13 +81,14 @@ def test_gradient_vanishes_at_the_optimum(kind, elbo):
     posterior = guide["net.0.weight"]
     posterior.loc, posterior.scale = problem.mean.unsqueeze(0), problem.scale.unsqueeze(0)
     parameters = list(guide.parameters())
+    elbo = elbo(num_particles=20, vectorize_particles=True)
 
     def sample():
-        loss = elbo().differentiable_loss(problem.model, guide, problem.x, problem.y)
+        loss = elbo.differentiable_loss(problem.model, guide, problem.x, problem.y)
         gradients = torch.autograd.grad(loss, parameters)
         return torch.cat([loss.detach().view(1), *(g.flatten() for g in gradients)])
 
-    samples = torch.stack([sample() for _ in range(3_000)])
+    samples = torch.stack([sample() for _ in range(200)])
     assert within(samples[:, 0], -problem.elbo)
     assert within(samples[:, 1:], 0.0)
 

@@ -33,7 +33,7 @@ EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO, TraceKL_ELBO]
 
 
-def losses(elbo, model, guide, *args, count=60, particles=25, **kwargs):
+def losses(elbo, model, guide, *args, count=20, particles=25, **kwargs):
     """Estimates of the loss, each the mean over some vectorized particles."""
     if particles > 1:
         kwargs |= {"num_particles": particles, "vectorize_particles": True}
@@ -49,8 +49,7 @@ def same_mean(a, b, errors=5.0):
 
 @EACH
 @pytest.mark.parametrize("elbo", ELBOS)
-@pytest.mark.parametrize("noise", [0.5, None])
-@pytest.mark.parametrize("trainer", ["pyro.optim", "torch"])
+@pytest.mark.parametrize(("noise", "trainer"), [(0.5, "pyro.optim"), (None, "torch")])
 def test_training_lowers_the_loss(kind, elbo, noise, trainer):
     x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1), noise)
@@ -59,13 +58,13 @@ def test_training_lowers_the_loss(kind, elbo, noise, trainer):
     before = losses(elbo, model, guide, x, y)
     if trainer == "pyro.optim":
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
-        for _ in range(150):
+        for _ in range(100):
             svi.step(x, y)
     else:
         module = loss(model, guide)
         module(x, y)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
-        for _ in range(150):
+        for _ in range(100):
             optimizer.zero_grad()
             module(x, y).backward()
             optimizer.step()
@@ -74,8 +73,10 @@ def test_training_lowers_the_loss(kind, elbo, noise, trainer):
 
 
 @EACH
-@pytest.mark.parametrize("elbo", ELBOS)
-@pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
+@pytest.mark.parametrize(
+    ("elbo", "net"),
+    [(Trace_ELBO, bayesian_mlp), (TraceKL_ELBO, bayesian_mlp), (TraceKL_ELBO, torch_mlp)],
+)
 def test_looped_and_vectorized_particles_agree(kind, elbo, net):
     x, y = data(8)
     model = Regression(net(3, 2, 1), noise=None)
@@ -202,10 +203,10 @@ def test_mini_batches_average_to_the_full_data(kind, elbo):
     x, y = data(12)
     model = Regression(bayesian_mlp(3, 2, 1))
     guide = kind.make(model, init_scale=0.3)
-    whole = losses(elbo, model, guide, x, y, count=100)
+    whole = losses(elbo, model, guide, x, y, count=40)
     model.size = 12
     parts = []
-    for _ in range(400):
+    for _ in range(200):
         index = torch.randperm(12)[:3]
         parts.append(losses(elbo, model, guide, x[index], y[index], count=1))
     assert same_mean(torch.cat(parts), whole)
@@ -235,10 +236,10 @@ def test_predictive(kind, parallel):
     model = Regression(bayesian_mlp(3, 4, 1), noise=None)
     guide = kind.make(model, init_scale=0.2)
     guide(x, y)
-    predictive = Predictive(model, guide=guide, num_samples=2_000, parallel=parallel)
+    predictive = Predictive(model, guide=guide, num_samples=500, parallel=parallel)
     samples = predictive(x)
-    assert samples["obs"].shape == (2_000, 20)
-    weights = samples["net.0.weight"].reshape(2_000, 4, 3)
+    assert samples["obs"].shape == (500, 20)
+    weights = samples["net.0.weight"].reshape(500, 4, 3)
     assert type(weights) is torch.Tensor
     base = guide["net.0.weight"].base()
     assert within(weights, base.mean)
@@ -415,7 +416,7 @@ def test_score_function_sites_keep_their_gradient():
         return torch.autograd.grad(elbo.differentiable_loss(model, guide), logit)[0]
 
     plain, analytic = (
-        torch.stack([gradient(elbo) for _ in range(2_000)])
+        torch.stack([gradient(elbo) for _ in range(1_000)])
         for elbo in (Trace_ELBO(), TraceKL_ELBO())
     )
     assert same_mean(plain, analytic)
@@ -433,7 +434,7 @@ def test_radial_weights_under_trace_elbo_have_the_gradient_of_the_formula():
         each = [torch.autograd.grad(loss, parameters) for loss in losses]
         return torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in each])
 
-    plain, analytic = gradients(Trace_ELBO(), 600), gradients(TraceKL_ELBO(), 600)
-    error = (plain.var(0) / 600 + analytic.var(0) / 600).sqrt()
+    plain, analytic = gradients(Trace_ELBO(), 300), gradients(TraceKL_ELBO(), 300)
+    error = (plain.var(0) / 300 + analytic.var(0) / 300).sqrt()
     assert ((plain.mean(0) - analytic.mean(0)).abs() < 5 * error).all()
     assert plain.std(0).mean() < 1.5 * analytic.std(0).mean()
