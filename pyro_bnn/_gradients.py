@@ -27,7 +27,8 @@ def alive(kind: type) -> list[Any]:
 
 def _subclasses(kind: type) -> Iterator[type]:
     yield kind
-    for subclass in kind.__subclasses__():
+    subclasses: list[type] = kind.__subclasses__()
+    for subclass in subclasses:
         yield from _subclasses(subclass)
 
 
