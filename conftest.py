@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 import pyro_bnn
 
 collect_ignore_glob = ["docs/examples/*", "docs/_build/*", "docs/generated/*"]  # made by Sphinx
+collect_ignore_glob += ["docs/recipes/*"]  # run by tests of their own
 
 torch.set_num_threads(1)  # the networks are tiny
 
