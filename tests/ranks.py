@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import torch
 import torch.distributed.checkpoint as dcp
+from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
+from pyro.optim import Adam
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -271,6 +274,36 @@ def own_loop(folder):
     return found
 
 
+def pyro_and_torch():
+    """By Pyro's SVI and optimizer, and by torch's on the wrapped ELBO module: rows by rank."""
+    x, y = (t[6 * rank() : 6 * rank() + 6] for t in data(12))
+
+    def built():
+        model = network().double()
+        model.num_data = 12
+        return model, AutoLRT(model)
+
+    model, guide = built()
+    svi = SVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            svi.step(x, y)
+    found = {"said": [str(w.message) for w in said], "SVI": state(guide)}
+
+    model, guide = built()
+    loss_of = DistributedDataParallel(TraceKL_ELBO()(model, guide))
+    optimizer = torch.optim.Adam(guide.parameter_groups(lr=0.01, scale_lr=0.01))
+    torch.manual_seed(rank())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss_of(x, y).backward()
+            optimizer.step()
+    return found | {"DDP": state(guide), "start": state(built()[1])}
+
+
 def distributed_sampler():
     rows = []
     dataset = TensorDataset(*data())
@@ -339,6 +372,7 @@ def main(folder):
     found = {"same draws": same_draws(), "particles": particles(), "recipes": recipes()}
     found |= {"checkpoints": checkpoints(folder), "stopped": stopped()}
     found |= {"own loop": own_loop(folder), "sampler": distributed_sampler()}
+    found |= {"pyro and torch": pyro_and_torch()}
     found |= {"refused": refused(folder), "sharded": sharded(folder)}
     torch.save(found, folder / f"found{rank()}.pt")
     found["death"] = death(folder)

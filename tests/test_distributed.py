@@ -110,6 +110,18 @@ def test_ranks_part_also_after_checkpoints_of_ones_own(found):
         assert not torch.equal(first, second)
 
 
+def test_svi_warns_that_ranks_part(found):
+    first, second = (x["pyro and torch"] for x in found)
+    check(first["start"], second["start"])
+    check(first["DDP"], second["DDP"])
+    for name in (n for n, p in first["start"].items() if p.is_floating_point()):
+        assert not torch.equal(first["SVI"][name], second["SVI"][name])
+        assert not torch.equal(first["DDP"][name], first["start"][name])
+    for rank, of_rank in enumerate((first, second)):
+        (said,) = of_rank["said"]
+        assert f"`SVI` on rank {rank} of 2: `pyro.optim` averages no gradients" in said
+
+
 def test_a_distributed_sampler_is_left_to_divide(found):
     first, second = (x["sampler"] for x in found)
     assert len(first) == len(second)

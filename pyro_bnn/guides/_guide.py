@@ -13,6 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .._parameter_store import OwnParameters, own_parameters
 from .._validation import nan_arguments
@@ -23,6 +24,7 @@ from ._building import Building, PosteriorFactory
 from ._by_name import ByName
 from ._initialization import checked_state, init_to_network, init_to_state
 from ._late import watched
+from ._ranks import is_one_of_several, warn_of_svi
 from ._rates import LearningRates
 from ._saving import SavedWhole
 from ._sites import (
@@ -80,6 +82,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
     posterior: ClassVar[PosteriorFactory]
     #: How outputs are computed from draws; None leaves it to ``posterior``.
     estimator: Estimator | None = None
+    _is_told_of_ranks = False
 
     def __init__(
         self,
@@ -150,6 +153,8 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         """
         if not self.allow_nan and not torch.jit.is_tracing():
             self._check_nan(args, kwargs)
+        if not self._is_told_of_ranks and is_one_of_several() and not is_compiling():
+            self._is_told_of_ranks = warn_of_svi()
         if self.prototype_trace is None:
             with watched(self):
                 self._setup_prototype(*args, **kwargs)
