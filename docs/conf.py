@@ -1,5 +1,6 @@
 """Configuration of Sphinx."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -24,9 +25,11 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"pyro_bnn {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("figures.js", {"defer": "defer"})]
 exclude_patterns = ["_build", "generated", "examples/*.ipynb", "examples/*.md5"]
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
@@ -47,11 +50,22 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"helpers\.py$",
     "within_subsection_order": "gallery_order.Order",
+    "minigallery_sort_order": "gallery_order.place",
     "backreferences_dir": "generated/examples",
     "doc_module": ("pyro_bnn",),
-    "reference_url": {"pyro_bnn": None},
     "abort_on_example_error": True,
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,
 }
+
+
+def add_examples(app, what, name, value, options, lines):
+    """Ends the entry of a class or function by the examples that use it."""
+    used = Path(app.srcdir, "generated/examples/backreferences_all.json")
+    if what in ("class", "function") and name in json.loads(used.read_text()):
+        lines += ["", ".. rubric:: Used in", "", f".. minigallery:: {name}", ""]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", add_examples, priority=900)  # after napoleon

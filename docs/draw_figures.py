@@ -60,15 +60,15 @@ def step() -> Figure:
     _arrow(axis, (47, top + 4), (53, top + 4))
     _arrow(axis, (73, top + 4), (79, top + 4))
     _box(axis, 1, low, "1  guide samples\nweights  w ~ q", ORANGE)
-    _box(axis, 27, low, "2  network computes,\nby the estimator", GREEN)
+    _box(axis, 27, low, "2  network computes\nits output", GREEN)
     _box(axis, 53, low, "3  likelihood\nlog p(y | x, w)", BLUE)
     _box(axis, 79, low, "4  loss = KL(q || p)\n- N/B Σ log p(y | x, w)", RED)
     for left in (21, 47, 73):
         _arrow(axis, (left, low + 4), (left + 6, low + 4))
     _arrow(axis, (89, low), (11, low), "arc3,rad=-0.22")
-    axis.text(50, 1.2, "5  gradients change the parameters of q", ha="center", fontsize=11)
-    axis.text(1, 43.5, "What is made once", fontsize=12, weight="bold")
-    axis.text(1, 23.2, "What happens in each step", fontsize=12, weight="bold")
+    axis.text(50, 1.2, "5  optimizer updates the parameters of q", ha="center", fontsize=11)
+    axis.text(1, 43.5, "Built once", fontsize=12, weight="bold")
+    axis.text(1, 23.2, "In each step of training", fontsize=12, weight="bold")
     return figure
 
 
@@ -104,7 +104,7 @@ def kl() -> Figure:
 
 
 def bounds() -> Figure:
-    """The bounds of mixtures and of hierarchical priors beside the divergence itself."""
+    """The bounds of mixtures and of hierarchical priors beside the KL divergence itself."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     distance = torch.linspace(0, 3, 61)
     half = torch.full((61, 2), 0.5)
@@ -113,7 +113,7 @@ def bounds() -> Figure:
     p = torch.distributions.Normal(torch.zeros(61), 1.0)
     left.plot(distance, mixture_kl_bound(q, p), color=ORANGE, label="bound")
     left.plot(distance, kl_quadrature(q, p).kl, color=BLUE, label="by quadrature")
-    left.set(title="Mixture of two Normals, from N(0, 1)", xlabel="distance of the two means")
+    left.set(title="Mixture of two Normals, prior N(0, 1)", xlabel="distance of the two means")
     left.set(ylabel="KL divergence (nats)")
     left.legend()
 
@@ -122,14 +122,14 @@ def bounds() -> Figure:
         gaps = [_hierarchical_gap(size, mean, 0.1) for size in sizes]
         label = f"means {mean:g}, standard deviations 0.1"
         right.plot(sizes, gaps, ".-", color=color, label=label)
-    right.set(title="Hierarchical prior: bound - divergence", xlabel="weights in the group")
-    right.set(xscale="log", ylabel="nats a group", ylim=(0, None))
-    right.legend()
+    right.set(title="Hierarchical prior: bound minus KL divergence", xlabel="weights in the group")
+    right.set(xscale="log", ylabel="nats per group", ylim=(0, None))
+    right.legend(loc="center right")
     return figure
 
 
 def _hierarchical_gap(size: int, mean: float, scale: float) -> float:
-    """The bound minus the divergence by quadrature over the sum of squares."""
+    """The bound minus the KL divergence by quadrature over the sum of squares."""
     prior = HierarchicalNormal((size,))
     q = torch.distributions.Normal(torch.full((size,), mean).double(), scale)
     q = torch.distributions.Independent(q, 1)
@@ -202,11 +202,13 @@ def estimators() -> Figure:
         axis.plot(sizes, measured, marker, color=color, label=name)
     square = [(rows[:size].T @ rows[:size] / size).square().sum() for size in sizes]
     fourth = [rows[:size].square().sum(1).square().sum() / size**2 for size in sizes]
-    for values, text in ((square, "shared"), (fourth, "each example its own")):
+    for values, text in ((square, "shared sample"), (fourth, "flipout and LRT")):
         law = [outputs * scale**2 * value for value in values]
         axis.plot(sizes, law, color="black", linewidth=0.8, zorder=0)
-        axis.annotate(text, (sizes[3], law[3]), (6, 6), textcoords="offset points")
+        axis.annotate(text, (sizes[2], law[2]), (8, 4), textcoords="offset points")
     axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="variance of the gradient")
+    axis.set_xticks(sizes, sizes)
+    axis.minorticks_off()
     axis.legend(loc="lower left")
     return figure
 
@@ -237,7 +239,7 @@ def limits() -> Figure:
         for _ in range(4):
             axis.plot(x, model(x)[0].detach(), linewidth=1)
         axis.set(title=make.__name__, xlabel="input")
-    axes[0].set_ylabel("output of four calls")
+    axes[0].set_ylabel("output, in four calls")
     return figure
 
 
@@ -247,7 +249,7 @@ def diagnosis() -> Figure:
     images, labels = load_digits(return_X_y=True)
     data = torch.tensor(images / 16, dtype=torch.float), torch.tensor(labels)
     recipes = {
-        "the recipe of fit": {},
+        "recipe of fit": {},
         "no warm-up": {"warmup": 0},
         "learning rates of 1e-3": {"scale_lr": 1e-3, "lr": 1e-3},
     }
@@ -258,7 +260,7 @@ def diagnosis() -> Figure:
         history = fit(model, guides.AutoLRT(model), data, epochs=60, **recipe)
         axis.plot(history["step"], history["bound"], label=name)
     axis.axhline(-math.log(10), color=GRAY, linestyle="--", label="trivial bound: nothing learned")
-    axis.set(xlabel="step", ylabel="ELBO (nats an image)", ylim=(-30, 0))
+    axis.set(xlabel="step", ylabel="ELBO (nats per image)", ylim=(-30, 0))
     axis.legend()
     return figure
 
@@ -271,11 +273,14 @@ def choose() -> Figure:
     questions = [
         ("Do rows depend on each other?\n(graphs, pooling over rows)", "AutoReparameterization"),
         (
-            "Does doubt between the data matter, and\nis a random last layer enough?",
+            "Does uncertainty between data matter,\nand is a Bayesian last layer enough?",
             "last layer,\nFullNormalPosterior",
         ),
-        ("Derivatives by the input?\nActivations dear (convolutions)?", "AutoFlipout"),
-        ("Should a weight have several\nplausible values?", "AutoMixture"),
+        (
+            "Derivatives with respect to inputs, or\nlarge activations (convolutions)?",
+            "AutoFlipout",
+        ),
+        ("Should the posterior of a weight\nhave several modes?", "AutoMixture"),
     ]
     for i, (question, answer) in enumerate(questions):
         y = 38 - 10 * i
@@ -287,7 +292,7 @@ def choose() -> Figure:
         _arrow(axis, (52, y + 4), (66, y + 4))
         axis.text(59, y + 5, "yes", ha="center", fontsize=9)
         _arrow(axis, (27, y), (27, y - 2))
-    axis.text(27, 3.6, "no to all: AutoLRT", ha="center", weight="bold", color=BLUE)
+    axis.text(27, 3.6, "no to all of them: AutoLRT", ha="center", weight="bold", color=BLUE)
     return figure
 
 

@@ -1,5 +1,7 @@
 """The order of the examples in the gallery: from what most need to what few do."""
 
+from pathlib import Path
+
 ORDER = [
     "heteroscedastic",
     "digits",
@@ -17,15 +19,21 @@ ORDER = [
     "physics",
     "own_posterior",
     "plain_torch",
+    "two_processes",
     "from_bayesian_torch",
 ]
 
 
+def place(path: str) -> int:
+    """The place of an example."""
+    return ORDER.index(Path(path).stem)
+
+
 class Order:
-    """The place of a file."""
+    """The same, for the examples of a folder."""
 
     def __init__(self, folder: str) -> None:
         pass
 
     def __call__(self, name: str) -> int:
-        return ORDER.index(name.removesuffix(".py"))
+        return place(name)

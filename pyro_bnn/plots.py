@@ -83,9 +83,9 @@ def predictive_band(
 def reliability(prediction: Prediction, y: Any, *, num_bins: int = 10, ax: Any = None) -> Any:
     """How often predictions hold, against how often they say so: the diagonal is calibrated.
 
-    For classes, the accuracy in bins of the probability of the predicted class, with the share of
-    the data in each bin below; for other targets, the frequency of targets below a quantile against
-    its probability.
+    For classes, the accuracy in bins of the probability of the predicted class, with the fraction
+    of the data in each bin below; for other targets, the frequency of targets below a quantile
+    against its probability.
 
     Args:
         prediction: of some rows.

@@ -1,4 +1,4 @@
-"""What predictions are worth: scores that :func:`~pyro_bnn.evaluate` is made of, and others."""
+"""Scores of predictions: those of :func:`~pyro_bnn.evaluate`, and others."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def crps(samples: Tensor, y: Tensor) -> Tensor:
     .. math:: E|Y - y| - \tfrac12 E|Y - Y'|
 
     It is estimated without bias from samples, and is the absolute error for a prediction without
-    doubt. 0 is best.
+    uncertainty. 0 is best.
 
     Args:
         samples: of the prediction, in the first dimension, at least two.
@@ -121,7 +121,7 @@ def pit(samples: Tensor, y: Tensor) -> Tensor:
 
 
 def novelty_auroc(known: Tensor, unknown: Tensor) -> float:
-    r"""How well uncertainty tells unknown inputs from known ones: the area under the ROC curve.
+    r"""How well uncertainty separates unknown inputs from known ones: the area under the ROC curve.
 
     .. math:: P(u_\mathrm{unknown} > u_\mathrm{known}) + \tfrac12 P(u_\mathrm{unknown} =
         u_\mathrm{known})
@@ -151,7 +151,7 @@ def novelty_auroc(known: Tensor, unknown: Tensor) -> float:
 
 
 def accuracy_kept(uncertainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-    """The accuracy of what is kept, when the most uncertain predictions are rejected.
+    """The accuracy of the remaining predictions when the most uncertain ones are rejected.
 
     Args:
         uncertainty: of each prediction.

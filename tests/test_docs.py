@@ -103,6 +103,7 @@ def test_builds_without_warnings(tmp_path):
     command += ["-D", "plot_gallery=0", str(tmp_path / "docs"), str(tmp_path / "html")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "html/reference.html").exists()
+    reference = (tmp_path / "html/reference.html").read_text().split("<article")[1]
     for name in EXAMPLES:
         assert (tmp_path / f"html/examples/{name}.html").exists()
+        assert f'href="examples/{name}.html"' in reference, name

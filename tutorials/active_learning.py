@@ -2,9 +2,9 @@
 Active learning: which images should be labelled?
 =================================================
 
-Labels are dear, images are not. A network that is asked which labels it would learn most from may
-need fewer of them: those with the largest mutual information of label and weights (Houlsby et al.
-2011), which is ``prediction.epistemic``. Images that are ambiguous whatever the weights are
+Labels are expensive, images are not. A network can choose the images whose labels would teach it
+most: those with the largest mutual information between label and weights (Houlsby et al. 2011),
+which is ``prediction.epistemic``. Images that would be ambiguous even if the weights were known
 (``aleatoric``) are not worth a label.
 """
 
@@ -21,7 +21,7 @@ START, EACH, ROUNDS, SEEDS = 20, 10, few(7, 2), few(2, 1)
 
 
 def train(chosen: Tensor) -> tuple:
-    """A new network that learns the labels asked so far."""
+    """A new network, trained on the labels so far."""
     net = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
     model = BNN(bayesianize(net, prior=priors.FanInNormal(1.4)), likelihoods.Categorical())
     guide = AutoLRT(model)
@@ -47,7 +47,7 @@ def run(seed: int, is_active: bool) -> list[float]:
 
 
 # %%
-# Ten labels a round, from 20 at first; the network is trained anew each time.
+# There are 20 labels at first, and ten more in each round. A new network is trained each time.
 
 asked = START + EACH * torch.arange(ROUNDS)
 curves = {
@@ -58,12 +58,12 @@ for name, accuracies in curves.items():
     print(f"{name:17}" + " ".join(f"{a:.3f}" for a in accuracies.mean(0).tolist()))
 
 # %%
-# The curves are means over two seeds, the bands their range.
+# The curves are means over two seeds; the bands show their range.
 
 figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 for name, accuracies in curves.items():
-    axis.plot(asked, accuracies.mean(0), marker=".", label=f"labels asked: {name}")
+    axis.plot(asked, accuracies.mean(0), marker=".", label=f"chosen images: {name}")
     axis.fill_between(asked, accuracies.amin(0), accuracies.amax(0), alpha=0.2, linewidth=0)
-axis.set(xlabel="labels", ylabel="accuracy on new images")
+axis.set(xlabel="number of labels", ylabel="accuracy on new images")
 axis.legend()
 save(figure, "active_learning")

@@ -1,12 +1,11 @@
 """
-A bandit: learning what to do by doing it
-=========================================
+A bandit: does exploration pay?
+===============================
 
-Images of digits arrive, and for each of them one of ten buttons is to be pressed. The only answer
-is whether it was the right one: what the others would have done, one never learns. Thompson
-sampling draws a network from the posterior for each image, and presses the button that is best
-under it, so that it tries what it does not know. Beside it, one that always presses what is best on
-average.
+Images of digits arrive. For each image, one of ten buttons has to be pressed, and the only feedback
+is whether it was the right one. Thompson sampling samples a network from the posterior for each
+image and presses the button that is best under this network. So it explores where the network is
+uncertain. It is compared with always pressing the button that is best on average.
 """
 
 import matplotlib.pyplot as plt
@@ -29,13 +28,13 @@ def choose(model: BNN, guide: AutoFlipout, x: Tensor, name: str) -> Tensor:
     predictive = Predictive(model, guide=guide, num_samples=len(x), return_sites=["_RETURN"])
     logits = predictive(x)["_RETURN"]  # of each network for each image
     if name == "Thompson":
-        return logits.diagonal(dim1=0, dim2=1).T.argmax(-1)  # a network of its own for each
+        return logits.diagonal(dim1=0, dim2=1).T.argmax(-1)  # another network for each image
     return logits.sigmoid().mean(0).argmax(-1)
 
 
 # %%
-# The outputs of the network are the logits of being right for each button, and ``mask`` says which
-# of them was pressed. After each 50 images, training goes on with all that is known.
+# The outputs of the network are the logits that each button is right; ``mask`` says which of them
+# was pressed. After every 50 images, training continues with all data so far.
 
 
 def play(name: str) -> Tensor:
@@ -70,8 +69,8 @@ def play(name: str) -> Tensor:
 played = {name: play(name) for name in ("Thompson", "best on average", "random")}
 
 # %%
-# Regret is the number of wrong buttons so far. Who never tries what seems worse may learn a button
-# late or never.
+# Regret is the number of wrong buttons so far. Without exploration, a button that seems bad may not
+# be tried again for a long time.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for name, was_right in played.items():
@@ -80,6 +79,6 @@ for name, was_right in played.items():
     left.plot(regret, label=name)
     right.plot(EACH * torch.arange(1, ROUNDS + 1), was_right.view(-1, EACH).mean(1), label=name)
 left.set(xlabel="images", ylabel="regret", ylim=(0, None))
-right.set(xlabel="images", ylabel="right, of the last 50", ylim=(0, 1))
+right.set(xlabel="images", ylabel="accuracy, last 50 images", ylim=(0, 1))
 left.legend()
 save(figure, "bandit")

@@ -2,10 +2,10 @@
 Digits: does the network know what it has never seen?
 =====================================================
 
-A classifier gives each image a class, also an image of something that it has never learned. Here
-networks learn the handwritten digits 0 to 7, one by maximum likelihood and five Bayesian ones, with
-the posteriors of the five guides. Then they are shown noisy digits, and the digits 8 and 9. Which
-of them notice?
+A classifier assigns a class to every image, also to images of something that it has never seen. Six
+networks learn the handwritten digits 0 to 7: one by maximum likelihood, and five Bayesian ones, one
+for each guide. Then they classify noisy digits, and the digits 8 and 9. Do they know that they are
+uncertain?
 
 This is what ``make demo`` runs.
 """
@@ -29,8 +29,8 @@ start = time.perf_counter()
 torch.manual_seed(0)
 
 # %%
-# The data are scikit-learn's: 8 by 8 pixels, 1797 images. A quarter of the digits 0 to 7 is held
-# out, and shown a second time with noise.
+# The data are scikit-learn's digits: 1797 images of 8 by 8 pixels. A quarter of the digits 0 to 7
+# is held out for tests, and used a second time with noise.
 
 images, labels = load_digits(return_X_y=True)
 images, labels = tensor(images / 16), torch.tensor(labels)
@@ -60,12 +60,15 @@ for _ in range(schedule.T_max):
 predictors = {"deterministic": lambda x: net(x).softmax(-1).detach()}
 
 # %%
-# The Bayesian networks differ by their guide alone, and two train at a time. The scale of their
-# priors is unknown (``HierarchicalNormal``), and the KL divergence has a weight of 0.15: a cold
-# posterior, which predicts images better (:doc:`/defaults` has figures). ``diagnose`` evaluates the
-# ELBO, with the whole KL divergence, in nats an image. A network that has learned nothing has
-# -log(8) = -2.08. Radial weights end below it, whatever they learn: their KL divergence from a
-# Normal prior is at least 0.635 nats a weight (:doc:`/posteriors`).
+# The Bayesian networks differ only in their guide:
+# :class:`~pyro_bnn.guides.AutoReparameterization`, :class:`~pyro_bnn.guides.AutoFlipout`,
+# :class:`~pyro_bnn.guides.AutoLRT`, :class:`~pyro_bnn.guides.AutoRadial` or
+# :class:`~pyro_bnn.guides.AutoMixture`. Two of them train at a time. Their priors have an unknown
+# scale (``HierarchicalNormal``). The weight of the KL divergence is 0.15: this makes a cold
+# posterior, which predicts images better (:doc:`/defaults`). ``diagnose`` evaluates the ELBO with
+# weight 1, in nats per image. A network that has learned nothing has an ELBO of -log(8) = -2.08.
+# Radial posteriors end below it, since their KL divergence from a Normal prior is at least 0.635
+# nats per weight (:doc:`/posteriors`).
 
 
 def train(make):
@@ -84,9 +87,9 @@ for name, (model, guide, elbo) in zip(GUIDES, trained, strict=True):
     elbos[name] = elbo
 
 # %%
-# NLL is the negative log likelihood of the labels in nats, ECE the expected calibration error, and
-# AUROC the area under the curve for telling the digits 8 and 9 from the others by the entropy of
-# the predicted probabilities (1 is perfect, 0.5 is chance).
+# NLL is the negative log-likelihood of the labels in nats, and ECE the expected calibration error.
+# AUROC measures how well the entropy of the predicted probabilities separates the digits 8 and 9
+# from the others (1 is perfect, 0.5 is chance).
 
 
 def entropy(probs: torch.Tensor) -> torch.Tensor:
@@ -111,12 +114,12 @@ for name, probs in predictors.items():
 print(table(rows))
 
 # %%
-# On noisy images the Bayesian networks know better when they are wrong, by their NLL and ECE. On
-# digits that they have never seen, they are less sure than on those that they have learned.
+# On noisy images, the Bayesian networks are better calibrated (NLL, ECE). On digits that they have
+# never seen, they are less certain than on digits that they have learned.
 
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), sharey=True, layout="constrained")
 for axis, name in zip(axes, ("deterministic", "LRT", "radial", "mixture"), strict=True):
-    for part, label in ((test_x, "0 to 7, learned"), (unknown_x, "8 and 9, never seen")):
+    for part, label in ((test_x, "0 to 7 (learned)"), (unknown_x, "8 and 9 (never seen)")):
         values = entropy(predictors[name](part))
         axis.hist(values, bins=21, range=(0, 2.1), density=True, alpha=0.6, label=label)
     axis.set(title=f"{name}: AUROC {rows[name]['AUROC, unknown']:.3f}", xlabel="entropy (nats)")
@@ -125,7 +128,7 @@ axes[0].legend()
 save(figure, "digits")
 
 # %%
-# The images that it is least sure of, with the probability of each class:
+# The most uncertain test images, with the predicted probability of each class:
 
 probs = predictors["LRT"](test_x)
 least = entropy(probs).topk(8).indices

@@ -1,10 +1,10 @@
 """
-Fashion-MNIST: does a convolutional network notice that an image is turned?
-===========================================================================
+Fashion-MNIST: does a convolutional network notice rotated images?
+==================================================================
 
-A network that was trained on upright clothes, deterministic or Bayesian by flipout, sees them
-turned by 90 degrees. It should not be sure of what it says then. And when it says 80%, of upright
-ones, is it right in 80% of the cases?
+Two networks, one deterministic and one Bayesian (trained by flipout), learn images of clothes. Then
+they classify the same clothes rotated by 90 degrees, of which they should be uncertain. And when
+they predict 80% for an upright image, are they right in 80% of the cases?
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from pyro_bnn.scores import calibration_error, novelty_auroc
 
 torch.manual_seed(0)
 (x, y), (test_x, test_y) = fashion(few(12_800, 128), few(2000, 50))
-turned_x = test_x.rot90(dims=(2, 3))
+rotated_x = test_x.rot90(dims=(2, 3))
 NUM_STEPS, BATCH = few(800, 3), 128
 
 
@@ -42,7 +42,7 @@ for _ in range(NUM_STEPS):
     optimizer.step()
 
 # %%
-# The same network made Bayesian. The draws of flipout differ from image to image, so that gradients
+# The same network, made Bayesian. With flipout, each image has another weight, so that gradients
 # have less noise (:doc:`/estimators`).
 
 model = BNN(bayesianize(network()), likelihoods.Categorical())
@@ -50,8 +50,8 @@ guide = AutoFlipout(model)
 fit(model, guide, (x, y), epochs=-(-NUM_STEPS * BATCH // len(x)), batch_size=BATCH)
 
 # %%
-# ECE is the expected calibration error; AUROC the area under the curve for telling turned images
-# from upright ones by the entropy of the predicted probabilities.
+# ECE is the expected calibration error. AUROC measures how well the entropy of the predicted
+# probabilities separates rotated images from upright ones.
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -69,30 +69,30 @@ def bayesian(x: Tensor) -> Tensor:
 
 rows, probs = {}, {}
 for name, predictor in {"deterministic": deterministic, "Bayesian": bayesian}.items():
-    probs[name] = upright, turned = predictor(test_x), predictor(turned_x)
+    probs[name] = upright, rotated = predictor(test_x), predictor(rotated_x)
     confidence, predicted = upright.max(-1)
     rows[name] = {
         "accuracy": (predicted == test_y).float().mean().item(),
         "NLL": nn.functional.nll_loss(upright.log(), test_y).item(),
         "ECE": calibration_error(confidence, predicted == test_y),
-        "AUROC, turned": novelty_auroc(entropy(upright), entropy(turned)),
+        "AUROC, rotated": novelty_auroc(entropy(upright), entropy(rotated)),
     }
 print(table(rows))
 
 # %%
-# What is turned should have a large entropy; what is upright, a small one.
+# Rotated images should have a large entropy, upright images a small one.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True, layout="constrained")
 for axis, (name, parts) in zip(axes, probs.items(), strict=True):
-    for part, label in zip(parts, ("upright", "turned"), strict=True):
+    for part, label in zip(parts, ("upright", "rotated"), strict=True):
         axis.hist(entropy(part), 24, range=(0, 2.3), density=True, alpha=0.6, label=label)
-    axis.set(title=f"{name}: AUROC {rows[name]['AUROC, turned']:.3f}", xlabel="entropy (nats)")
+    axis.set(title=f"{name}: AUROC {rows[name]['AUROC, rotated']:.3f}", xlabel="entropy (nats)")
 axes[0].set(ylabel="density of images", ylim=(0, 2))
 axes[0].legend()
 save(figure, "fashion_mnist")
 
 # %%
-# What it is least sure of, and the two classes that it wavers between:
+# The most uncertain upright images, with the two most probable classes and the label:
 
 p = probs["Bayesian"][0]
 figure, axes = plt.subplots(1, 8, figsize=(13, 2.4), layout="constrained")

@@ -1,12 +1,12 @@
 """
-Code for bayesian-torch, moved over
-===================================
+Porting code from bayesian-torch
+================================
 
-A classifier of wines by 13 chemical measurements, written with bayesian-torch's layers. What
-changes is the import, and one divisor: bayesian-torch returns the *mean* of the KL divergence over
-a layer's weights, for which its examples divide by the batch size. Here ``kl`` is the sum, and is
-divided by the number of all data, which makes the loss a bound on the evidence. What does that do
-to the uncertainty?
+A classifier of wines by 13 chemical measurements is written with bayesian-torch's layers. Two
+things change: the import and one divisor. bayesian-torch returns the *mean* of the KL divergence
+over the weights of a layer, which its examples divide by the batch size. In pyro_bnn ``kl`` is the
+sum, and is divided by the number of all data, so that the loss is a bound on the evidence. How does
+this change the uncertainty?
 """
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from pyro_bnn.compat.bayesian_torch import LinearFlipout  # there: from bayesian_torch.layers
 
 measured, kind = load_wine(return_X_y=True)
-(x, y), (test_x, test_y) = split(standardise(tensor(measured)), torch.tensor(kind), share=0.5)
+(x, y), (test_x, test_y) = split(standardise(tensor(measured)), torch.tensor(kind), fraction=0.5)
 
 
 class Net(nn.Module):
@@ -48,13 +48,13 @@ def train(net: Net, divisor: int) -> Net:
 
 torch.manual_seed(0)
 nets = {
-    "as there: mean / batch size": train(Net(kl_reduction="mean"), len(x)),
+    "mean / batch size": train(Net(kl_reduction="mean"), len(x)),
     "sum / number of data": train(Net(), len(x)),
 }
 
 # %%
-# The wines of each class, and the same measurements far away: three times as far from the mean of
-# all.
+# The networks classify test wines, and nonsense: random measurements with three times the standard
+# deviation of wines.
 
 
 @torch.no_grad()
@@ -79,9 +79,9 @@ for name, net in nets.items():
 print(table(rows))
 
 # %%
-# With the mean, the KL divergence counts a hundredth of what it should or less (:doc:`/kl`), and
-# the posterior has other scales. ``to_pyro`` makes a Pyro model of such a network, for ``fit`` and
-# ``predict``.
+# With the mean, the weight of the KL divergence is less than a hundredth of the right one
+# (:doc:`/kl`), and the posterior has other scales. :func:`~pyro_bnn.compat.to_pyro` makes a Pyro
+# model of such a network, for ``fit`` and ``predict``.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True, layout="constrained")
 for axis, (name, net) in zip(axes, nets.items(), strict=True):

@@ -85,9 +85,9 @@ def tensor(x: object) -> Tensor:
     return torch.tensor(np.asarray(x), dtype=torch.float)
 
 
-def split(x: Tensor, y: Tensor, share: float = 0.25, **more: object) -> tuple[Rows, Rows]:
+def split(x: Tensor, y: Tensor, fraction: float = 0.25, **more: object) -> tuple[Rows, Rows]:
     """Data for training and for tests, with the same rows in each each time."""
-    x, test_x, y, test_y = train_test_split(x, y, test_size=share, random_state=0, **more)
+    x, test_x, y, test_y = train_test_split(x, y, test_size=fraction, random_state=0, **more)
     return (x, y), (test_x, test_y)
 
 

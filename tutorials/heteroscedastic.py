@@ -3,8 +3,9 @@ Regression: does the noise depend on the input?
 ===============================================
 
 In 1857 Ernst Engel recorded what 235 Belgian households earned and what they spent on food. Rich
-ones spend more, and differ more from each other. A network with one noise for all rows is too
-unsure of the poor and too sure of the rich. One with two outputs, mean and noise, is neither.
+households spend more, and differ more from each other. A network with one noise for all rows is
+underconfident for poor households and overconfident for rich ones. A network with two outputs, mean
+and noise, can be right for both.
 """
 
 import matplotlib.pyplot as plt
@@ -19,19 +20,19 @@ from pyro_bnn.guides import AutoLRT
 torch.manual_seed(0)
 households = engel.load_pandas().data / 1000  # in thousand francs a year
 income, food = tensor(households[["income"]]), tensor(households["foodexp"])
-(train_income, y), (test_income, test_y) = split(income, food, share=1 / 3)
+(train_income, y), (test_income, test_y) = split(income, food, fraction=1 / 3)
 
 # %%
-# Inputs are standardised, and outputs made of the order of 1. A prior whose scale is unknown suits
-# few data (:doc:`/defaults`). The two models differ by their likelihood, and by the outputs that it
-# takes for a row: one, or two.
+# Inputs are standardised, and targets scaled to the order of 1. A prior with an unknown scale works
+# well for few data (:doc:`/defaults`). The two models differ in their likelihood and in the number
+# of outputs per row that it needs: one or two.
 
 
 def train(num_outputs: int, likelihood: likelihoods.Likelihood) -> tuple:
     net = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, num_outputs))
     model = BNN(bayesianize(net, prior=priors.HierarchicalNormal("output")), likelihood)
     guide = AutoLRT(model)
-    fit(model, guide, (standardise(train_income), y), epochs=few(2000, 3))
+    fit(model, guide, (standardise(train_income), y), epochs=few(1200, 3))
     return model, guide
 
 
@@ -41,15 +42,16 @@ models = {
 }
 
 # %%
-# A third of the households was held out. The log density is that of their expenses, in nats each.
-# ``coverage`` says how many of them lie in their interval of 90%, ``sharpness`` how wide it is.
+# A third of the households was held out. ``log_density`` is the mean log density of their expenses,
+# in nats. ``coverage`` is the fraction of them inside their 90% interval, ``sharpness`` the mean
+# width of the intervals.
 
 test = standardise(test_income, train_income), test_y
 rows = {name: evaluate(*pair, test, num_samples=few(500, 5)) for name, pair in models.items()}
 print(table(rows))
 
 # %%
-# The second model is better by the log density, and its band is narrow where households are alike.
+# The second model has the better log density. Its band is narrow where households are similar.
 
 grid = torch.linspace(0.35, 3.0, 200).unsqueeze(-1)
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")

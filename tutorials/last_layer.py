@@ -2,10 +2,10 @@
 The last layer only: how many features do the data support?
 ===========================================================
 
-A network that is random in its last layer alone is Bayesian linear regression on features that the
-other layers have learned. Its posterior is exact, with all covariances, and so is the evidence of
-the data, by which features may be compared without held-out data. Here: how does the concentration
-of carbon dioxide depend on the season?
+A network with only a Bayesian last layer is Bayesian linear regression on features that the other
+layers have learned. Its posterior is exact, with all covariances. So is the evidence, which can
+compare networks without held-out data. The question: how does the concentration of carbon dioxide
+in the air depend on the season?
 """
 
 import matplotlib.pyplot as plt
@@ -19,8 +19,8 @@ from pyro_bnn.guides import AutoLRT
 from pyro_bnn.posteriors import FullNormalPosterior
 
 # %%
-# What is left of the weekly record of Mauna Loa when the mean of the 52 weeks around is taken away,
-# in the years 1985 to 1990. The months November to January are hidden.
+# The data are the weekly record of Mauna Loa from 1985 to 1990, minus the mean over 52 weeks. The
+# months November to January are hidden.
 
 weekly = co2.load_pandas().data["co2"].interpolate()
 season = (weekly - weekly.rolling(52, center=True).mean())["1985":"1990"]
@@ -30,9 +30,9 @@ x, y = standardise(day, day).unsqueeze(-1), ppm
 data = x[seen], y[seen]
 
 # %%
-# ``where="last_layer"`` makes the last layer random. ``fit`` trains everything;
-# ``refit_last_layer`` then sets the exact posterior, and returns the evidence. A bias would stay
-# deterministic, so there is none; the targets have mean 0.
+# ``where="last_layer"`` makes the last layer Bayesian. ``fit`` trains the whole network. Then
+# ``refit_last_layer`` computes the exact posterior of the last layer, and returns the log evidence.
+# The last layer has no bias, since the targets have mean 0.
 
 SIZES = few((2, 5, 10, 20, 50), (2, 5))
 trained = {}
@@ -44,18 +44,18 @@ for size in SIZES:
     fit(model, guide, data, epochs=few(250, 5), batch_size=128)
     evidence = refit_last_layer(model, guide, data) / len(data[0])
     trained[size] = model, guide, evidence
-    print(f"{size:3} features: log evidence {evidence:.3f} nats a week")
+    print(f"{size:3} features: log evidence {evidence:.3f} nats per week")
 best = max(trained, key=lambda size: trained[size][2])
 
 # %%
-# The size is chosen by the evidence, without held-out data. In the months that were hidden, the
-# band widens, since the posterior knows which combinations of weights the data leave open; mean-
-# field posteriors do not (:doc:`/mean_field`).
+# The evidence chooses the number of features. In the hidden months the band widens, since the
+# posterior knows which combinations of weights the data do not determine. Mean-field posteriors do
+# not know this (:doc:`/mean_field`).
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=[1, 2])
 axes[0].plot(range(len(SIZES)), [trained[size][2] for size in SIZES], "o-")
 axes[0].set_xticks(range(len(SIZES)), SIZES)
-axes[0].set(xlabel="features", ylabel="log evidence (nats a week)", title="Which size?")
+axes[0].set(xlabel="features", ylabel="log evidence (nats per week)", title="Which size?")
 model, guide, _ = trained[best]
 grid = torch.linspace(1, 365, 365)
 prediction = predict(model, guide, standardise(grid, day).unsqueeze(-1), num_samples=few(500, 10))

@@ -2,9 +2,9 @@
 Hierarchical scales: do the guides agree with NUTS?
 ===================================================
 
-A Markov chain has no family of distributions to be wrong about. For a small network it is
-affordable, and shows what the five guides are worth. The question (Spector and Mazzeo 1980): does a
-new method of teaching help students? There are 32 of them, with their grade point average, whether
+Hamiltonian Monte Carlo (NUTS) does not assume a family of posteriors. For a small network it is
+affordable, and shows how good the five guides are. The question (Spector and Mazzeo 1980): does a
+new method of teaching help students? The data are 32 students: their grade point average, whether
 they had the new method, and whether their grade improved.
 """
 
@@ -25,8 +25,11 @@ x = tensor(students[["GPA", "PSI"]]) - torch.tensor([3.0, 0.5])
 y = tensor(students["GRADE"])
 
 # %%
-# The scale of the weights of each layer is unknown and integrated out, which every guide and NUTS
-# can do with ``HierarchicalNormal``. NUTS takes the same model as the guides.
+# The scale of the weights of each layer is unknown: the prior is ``HierarchicalNormal``, which
+# integrates it out. NUTS runs on the same model as the guides, which are
+# :class:`~pyro_bnn.guides.AutoReparameterization`, :class:`~pyro_bnn.guides.AutoFlipout`,
+# :class:`~pyro_bnn.guides.AutoLRT`, :class:`~pyro_bnn.guides.AutoRadial` and
+# :class:`~pyro_bnn.guides.AutoMixture`.
 
 net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
 prior = priors.HierarchicalNormal("tensor", concentration=2.0, rate=4.0)
@@ -45,9 +48,9 @@ for name, make in GUIDES.items():
     fit(model, posteriors[name], (x, y), epochs=few(1000, 3))
 
 # %%
-# The probability that a grade improves, with the band that it lies in with 90%, by the method of
-# teaching. ``Predictive`` returns what the network does (``"_RETURN"``), for samples of a chain as
-# for a guide.
+# The probability that a grade improves, with 90% bands, for both methods of teaching.
+# ``Predictive`` returns the output of the network (``"_RETURN"``), for samples of NUTS and for
+# guides.
 
 gpa = torch.linspace(2, 4, 50)
 levels = torch.tensor([0.05, 0.5, 0.95])

@@ -1,11 +1,11 @@
 """
-A posterior of one's own: does each weight need its own scale?
-==============================================================
+Writing a posterior: does each weight need its own scale?
+=========================================================
 
-A mean-field posterior has a mean and a scale for each weight, twice the parameters of the network.
-Swiatkowski et al. (2020, arXiv:2002.02655) saw that trained scales nearly are a product of one
-number for each row and one for each column, and made a posterior of it, the 1-tied Normal. Here it
-is in thirty lines, compared on 5,000 images of MNIST.
+A mean-field posterior has a mean and a scale for each weight, twice as many parameters as the
+network. Swiatkowski et al. (2020, arXiv:2002.02655) observed that trained scales are nearly a
+product of one number for each row and one for each column, and proposed such a posterior, the
+1-tied Normal. Here it is written in thirty lines and tried on 5,000 images of MNIST.
 """
 
 from functools import partial
@@ -26,9 +26,9 @@ from pyro_bnn.infer import diagnose
 from pyro_bnn.posteriors import NormalPosterior
 
 # %%
-# A posterior says which parameters it has, and what distribution they make. Everything else is
-# inherited: estimators, the exact KL divergence, saving, pruning. What counts as a scale is named
-# in ``SCALES``, for its learning rate.
+# A posterior defines its parameters and its distribution. Everything else is inherited: estimators,
+# the exact KL divergence, saving, pruning. ``SCALES`` names the parameters that get the learning
+# rate of scales.
 
 
 class TiedNormal(NormalPosterior):
@@ -48,7 +48,7 @@ class TiedNormal(NormalPosterior):
 
 
 # %%
-# The guide takes it for the weights, which are matrices; biases keep the default.
+# The guide uses it for the weights, which are matrices. Biases keep the default.
 
 torch.manual_seed(0)
 images, labels = mnist_data()
@@ -75,13 +75,13 @@ for name, sites in POSTERIORS.items():
 print(table(rows))
 
 # %%
-# The table has the price of 1,104 parameters of scales in the place of 79,510: compare bound and
-# log density. What the trained scales of the first layer look like, by pixel:
+# The table shows what it costs to have 1,104 parameters for scales instead of 79,510: compare ELBO
+# and log density. The figure shows the trained scales of the first layer by pixel.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for name, history in histories.items():
     left.plot(history["step"], history["bound"], label=name)
-left.set(xlabel="step", ylabel="bound (nats an image)", ylim=(-2.5, 0), title="Training")
+left.set(xlabel="step", ylabel="ELBO (nats per image)", ylim=(-2.5, 0), title="Training")
 left.legend()
 shown = guide["net.0.weight"].base().stddev.detach().mean(0).view(28, 28)
 drawn = right.imshow(shown.numpy(), cmap="magma")

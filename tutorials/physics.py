@@ -1,12 +1,12 @@
 """
-A network inside a larger model: the breathing of the earth
-===========================================================
+A network inside a larger model: carbon dioxide in the air
+==========================================================
 
-What is known should not have to be learned. The carbon dioxide of the air grows exponentially above
-its preindustrial 280 ppm, and swings with the seasons; how, no formula says. So the model has a
-growth whose rate is a latent variable, an amplitude that may grow, and an unknown function of the
-season, a Bayesian network. All of them are inferred together, from the record of Mauna Loa until
-1990.
+What is known does not have to be learned. The carbon dioxide in the air grows exponentially above
+its preindustrial level of 280 ppm, and changes with the seasons in a way for which there is no
+formula. So the model has latent variables for the rate of growth and for an amplitude that may
+change, and a Bayesian network for the seasons. All are inferred together, from the record of Mauna
+Loa until 1990.
 """
 
 import math
@@ -66,8 +66,8 @@ guide = AutoReparameterization(model)
 fit(model, guide, (x, y), epochs=few(2500, 5), batch_size=len(x))
 
 # %%
-# ``Predictive`` draws all latent variables: those of the physics by name, and what the model
-# returns.
+# ``Predictive`` samples all latent variables, and returns those that are named, the observations
+# and the output of the model.
 
 sites = ["rate", "change", "noise", "obs", "_RETURN"]
 drawn = Predictive(model, guide=guide, num_samples=few(500, 5), return_sites=sites)(years)
@@ -76,11 +76,11 @@ for site, unit in (("rate", "% a year"), ("change", "% a year")):
     print(f"{site}: {value.mean():.2f} ± {value.std():.2f} {unit}")
 low, middle, high = drawn["obs"].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
 inside = ((low < ppm) & (ppm < high))[~past].float().mean()
-print(f"after 1990, {inside:.0%} of months are in the band of 90%")
+print(f"after 1990, {inside:.0%} of months are in the 90% band")
 
 # %%
-# The season is not symmetric: the rise is slow until May, the fall is steep in summer, when the
-# northern forests grow. No sine would have found that.
+# The season is not symmetric: carbon dioxide rises slowly until May and falls steeply in summer,
+# when the northern forests grow. A sine could not describe this.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
 left.fill_between(years, low, high, color="C0", alpha=0.3, linewidth=0, label="90% of predictions")
@@ -95,6 +95,6 @@ season = Predictive(model, guide=guide, num_samples=few(200, 5), return_sites=["
 low, middle, high = season["_RETURN"][..., 1].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
 right.fill_between(12 * month, low, high, color="C0", alpha=0.3, linewidth=0)
 right.plot(12 * month, middle, color="C0")
-right.set(xlabel="month", ylabel="season (ppm)", title="The unknown function, with its band of 90%")
+right.set(xlabel="month", ylabel="season (ppm)", title="The unknown function, with its 90% band")
 right.set_xticks([0.5 + i for i in range(12)], "JFMAMJJASOND")
 save(figure, "physics")

@@ -2,8 +2,8 @@
 Pretrained networks: is a Bayesian one faster to train from them?
 =================================================================
 
-A network that has been trained already knows where its weights should be. MOPED (Krishnan et al.
-2020) takes the prior and the start of the posterior from there. How many steps does that save?
+The weights of a trained network are a good start for a posterior. MOPED (Krishnan et al. 2020)
+takes both the prior and the initial posterior from them. How many steps does that save?
 """
 
 import copy
@@ -20,7 +20,7 @@ torch.manual_seed(0)
 (x, y), test = digits()
 
 # %%
-# First, a plain network by maximum likelihood, as it may come from elsewhere.
+# First, a plain network is trained by maximum likelihood.
 
 net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
 fresh = copy.deepcopy(net)
@@ -32,13 +32,13 @@ for _ in range(few(500, 50)):
     optimizer.step()
 
 # %%
-# Then, three Bayesian ones: the usual prior from a fresh start; the usual prior, and a guide that
-# starts at the trained weights; and MOPED, with a prior around the trained weights, and initial
-# scales in proportion to them. There is no warm-up of the KL divergence, so that the bounds can be
-# compared from the first step.
+# Then three Bayesian networks are trained: one with the usual prior and a random start; one with
+# the usual prior and a guide that starts at the trained weights; and one with MOPED, whose prior is
+# centred at the trained weights and whose initial scales are proportional to them. There is no
+# warm-up of the KL divergence, so that the ELBOs can be compared from the first step.
 
 STARTS = {
-    "fresh": (bayesianize(fresh), {}),
+    "random start": (bayesianize(fresh), {}),
     "trained weights": (bayesianize(net), {}),
     "MOPED": (
         bayesianize(net, prior=priors.Pretrained(scale=0.1)),
@@ -54,19 +54,19 @@ for name, (bnn, start) in STARTS.items():
     trained[name] = evaluate(model, guide, test, num_samples=few(200, 5))
 
 # %%
-# A part of what MOPED gains is its prior, which knows more. Here prior and likelihood have seen the
-# same images (one speaks of empirical Bayes), so that its bound is no honest evidence: compare it
-# by the images that were held out.
+# A part of the gain of MOPED is due to its prior, which comes from the same images as the
+# likelihood (empirical Bayes). Its ELBO is therefore no bound on the evidence. Compare the log
+# density of held-out images.
 
 figure, (curve, bars) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for name, history in histories.items():
     curve.plot(history["step"], history["bound"], label=name)
 curve.axhline(-torch.tensor(10.0).log(), color="gray", linestyle=":", label="learned nothing")
-curve.set(xlabel="step", ylabel="ELBO (nats an image)", ylim=(-6, 0.2), title="Training")
+curve.set(xlabel="step", ylabel="ELBO (nats per image)", ylim=(-6, 0.2), title="Training")
 curve.legend()
 values = [scores["log_density"] for scores in trained.values()]
 bars.bar(list(trained), values, color=["C0", "C1", "C2"])
 for i, (value, scores) in enumerate(zip(values, trained.values(), strict=True)):
     bars.annotate(f"accuracy {scores['accuracy']:.3f}", (i, value / 2), ha="center")
-bars.set(ylabel="log density (nats an image)", title="Held-out images")
+bars.set(ylabel="log density (nats per image)", title="Held-out images")
 save(figure, "pretrained")

@@ -2,9 +2,9 @@
 Pruning: how many weights does a network need?
 ==============================================
 
-A weight whose mean is small beside its standard deviation is mostly noise, and can go (Graves 2011;
-Blundell et al. 2015). Does this tell better than the magnitude of a deterministic network's weights
-which ones are needed?
+Under the posterior, some weights have a mean that is small compared to their standard deviation.
+Such weights are mostly noise and can be removed (Graves 2011; Blundell et al. 2015). Is this ratio
+a better criterion than the magnitude of weights in a deterministic network?
 """
 
 import copy
@@ -32,8 +32,8 @@ def accuracy(net: nn.Module) -> float:
 
 
 # %%
-# The Bayesian network, with a prior N(0, 1), and the most probable network under the same prior,
-# whose logarithm is a weight decay of 1 over the number of images.
+# The Bayesian network has the prior N(0, 1). The deterministic one is the most probable network
+# under the same prior, which amounts to a weight decay of 1 over the number of images.
 
 model = BNN(bayesianize(network()), likelihoods.Categorical())
 guide = AutoLRT(model)
@@ -48,8 +48,8 @@ for _ in range(few(1000, 50)):
     optimizer.step()
 
 # %%
-# Both are pruned without further training. What is left of the Bayesian one is evaluated as a plain
-# network of its means, as one would deploy it.
+# Both are pruned without further training. The pruned Bayesian network is evaluated as a plain
+# network with the posterior means, as one would deploy it.
 
 FRACTIONS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99)
 
@@ -74,9 +74,9 @@ accuracies = {
 }
 
 # %%
-# By the ratio, the network keeps its accuracy until most of its weights are gone; by magnitude, it
-# loses it earlier. That is without further training: trained on after pruning, a deterministic
-# network makes up for most of the difference.
+# Pruned by the ratio, the network keeps its accuracy until most of its weights are removed. Pruned
+# by magnitude, it loses accuracy earlier. Further training after pruning would make up for most of
+# the difference.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for name, values in accuracies.items():
@@ -91,8 +91,8 @@ right.set_title("Left of the line, `prune(guide)` removes")
 save(figure, "pruning")
 
 # %%
-# 0.83, the default threshold of the ratio, is that of Graves. The network that is left exports like
-# any other.
+# The default threshold of the ratio, 0.83, is from Graves (2011). The pruned network can be
+# exported like any other.
 
 print(prune(guide))
 summary(model, guide)

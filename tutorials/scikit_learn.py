@@ -2,10 +2,10 @@
 scikit-learn: a network among the estimators
 ============================================
 
-``BNNRegressor`` and ``BNNClassifier`` are estimators like others: they stand in pipelines, and
-their parameters in a grid search. The question: how does a patient's diabetes progress in a year,
-and how sure can one be? Beside it are a Gaussian process, Bayesian ridge regression and a guess
-without data of the patient.
+``BNNRegressor`` and ``BNNClassifier`` are scikit-learn estimators: use them in pipelines and grid
+searches. The question: how does a patient's diabetes progress in a year, and how certain is the
+prediction? The network is compared with a Gaussian process, Bayesian ridge regression, and a guess
+that ignores the measurements of the patient.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ X, y = load_diabetes(return_X_y=True)
 X, X_new, y, y_new = train_test_split(X, y, test_size=0.25, random_state=0)
 
 # %%
-# The prior is chosen by cross-validation, here by the mean squared error. The network standardises
+# Cross-validation chooses the prior, here by the mean squared error. The estimator standardises
 # features and targets itself.
 
 network = BNNRegressor(num_steps=few(1000, 5), num_samples=few(200, 5), random_state=0)
@@ -48,7 +48,7 @@ estimators = {
 }
 
 # %%
-# All say how sure they are by ``predict(X, return_std=True)``.
+# All of them return standard deviations by ``predict(X, return_std=True)``.
 
 predictions = {e: estimators[e].predict(X_new, return_std=True) for e in estimators}
 predictions["guess"] = np.full(len(y_new), y.mean()), np.full(len(y_new), y.std())
@@ -62,8 +62,8 @@ for name, (mean, std) in predictions.items():
 print(table(rows))
 
 # %%
-# Each patient is a line: the interval of 90%, and the progression that was found. On so few data, a
-# linear method is hard to beat; what one wants from the others is that they are not too sure.
+# Each line is the 90% interval of a patient, each point the observed progression. With so few data,
+# a linear method is hard to beat. What matters for the others is that they are not overconfident.
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
 for axis, (name, (mean, std)) in zip(axes, predictions.items(), strict=False):

@@ -1,11 +1,11 @@
 """
-A series: how far ahead can sunspots be foretold?
-=================================================
+Time series: how far ahead can sunspots be predicted?
+=====================================================
 
 A small LSTM learns the yearly sunspot numbers from 1700 to 1958, and forecasts the 50 years after:
-each of them from the years before, and all of them at once by simulation. For that, a draw of the
-weights is made a plain network, which goes on from its own forecasts: each path is one network's
-future.
+each year from the years before, and all years at once by simulation. For the simulation, a sample
+of the weights becomes a plain network, which continues from its own forecasts. Each path is the
+future according to one network.
 """
 
 import matplotlib.pyplot as plt
@@ -21,8 +21,8 @@ torch.manual_seed(0)
 HELD_OUT, WINDOW = 50, 22  # years
 
 # %%
-# The square roots of the numbers have an even noise. A window of 22 years, two cycles, foretells
-# the change to the next. Windows overlap, but each year is foretold once.
+# Square roots make the noise of the numbers even. From a window of 22 years, two cycles, the
+# network predicts the change to the next year. Windows overlap, but each year is predicted once.
 
 spots = sunspots.load_pandas().data
 years, numbers = tensor(spots["YEAR"]), tensor(spots["SUNACTIVITY"])
@@ -33,7 +33,7 @@ test = x[-HELD_OUT:], y[-HELD_OUT:]
 
 
 class Forecaster(nn.Module):
-    """The next value: the last one, and a change that an LSTM makes of the window."""
+    """The next value: the last one plus a change that an LSTM computes from the window."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ for name, value in evaluate(model, guide, test, num_samples=few(300, 5)).items()
     print(f"{name:18}{value:8.3f}")
 
 # %%
-# Year by year, ``predict`` has all of the uncertainty. For 50 years at once, the paths do.
+# For one year ahead, ``predict`` has all of the uncertainty. For 50 years, simulated paths have it.
 
 
 def restore(z: Tensor) -> Tensor:
-    """Sunspot numbers from standardised roots; below a root of 0 there are no spots."""
+    """Sunspot numbers from standardised square roots, which are not below 0."""
     return (z * std + mean).clamp_min(0).square()
 
 
@@ -65,7 +65,7 @@ noise = next_year.aleatoric.mean().sqrt()
 paths = []
 for _ in range(few(60, 2)):
     net = to_deterministic(model.net, guide, draw=guide(*test))
-    path = test[0][:1].expand(5, -1)  # five futures of each network, with noises of their own
+    path = test[0][:1].expand(5, -1)  # five futures of each network, with independent noise
     with torch.no_grad():
         for _ in range(HELD_OUT):
             value = net(path[:, -WINDOW:]) + noise * torch.randn(5, 1)
@@ -74,13 +74,13 @@ for _ in range(few(60, 2)):
 futures = restore(torch.cat(paths))
 
 # %%
-# Where paths have run out of step, nothing is known but what all years have in common, and the band
-# should say so.
+# After some cycles, the paths are out of step. Then only the distribution over all years is known,
+# and the band shows it.
 
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True, layout="constrained")
 ahead = restore(next_year.samples)
 for axis, drawn, title in zip(
-    axes, (ahead, futures), ("Each year from those before", "All years from 1958"), strict=True
+    axes, (ahead, futures), ("One year ahead", "Up to 50 years ahead"), strict=True
 ):
     for level, alpha in ((0.5, 0.5), (0.9, 0.25)):
         low, high = drawn.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]), 0)

@@ -2,12 +2,12 @@
 Which inputs matter?
 ====================
 
-442 patients with diabetes, ten measurements each, and how far the disease had progressed a year
-later. To see whether a prior can tell useful inputs from useless ones, ten more are added: the same
-measurements of *other* patients, shuffled.
+The data are 442 patients with diabetes: ten measurements each, and how far the disease had
+progressed a year later. Ten useless inputs are added, the same measurements of *other* patients.
+Can a prior separate useful inputs from useless ones?
 
-``HierarchicalNormal("input")`` gives the weights of each input a scale of their own, which the data
-choose: automatic relevance determination (ARD).
+``HierarchicalNormal("input")`` has an unknown scale for the weights of each input, so that the data
+decide how large they may be: automatic relevance determination (ARD).
 """
 
 import matplotlib.pyplot as plt
@@ -46,17 +46,17 @@ for name, prior in PRIORS.items():
 print(table(rows))
 
 # %%
-# How large the weights of each input are (the root of their mean square under the posterior): red
-# ones are of other patients, and should be small. The prior knows nothing of which is which.
+# The size of the weights of each input (the root of their mean square under the posterior). The red
+# inputs are shuffled and should be small. The prior does not know which inputs these are.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
 for axis, (name, size) in zip(axes, sizes.items(), strict=True):
-    shares = (size / size.max()).tolist()
+    relative = (size / size.max()).tolist()
     for start, label, color in ((0, "measured", "C0"), (10, "shuffled", "C3")):
         places = range(start, start + 10)
-        axis.bar(places, shares[start : start + 10], color=color, label=label)
+        axis.bar(places, relative[start : start + 10], color=color, label=label)
     axis.set_xticks(range(20), [*names, *names], rotation=90)
     axis.set_title(f"{name}: held-out log density {rows[name]['log_density']:.2f}")
-axes[0].set_ylabel("size of its weights, to the largest")
+axes[0].set_ylabel("size of weights, relative")
 axes[1].legend()
 save(figure, "which_inputs")

@@ -2,9 +2,9 @@
 Which posterior?
 ================
 
-The five guides, and a last layer with its full covariance, on one question: how much water did the
-Nile carry in years of which nothing is known? The record has 100 years, from 1871 to 1970. The
-years 1911 to 1930 are hidden, and asked for.
+The five guides, and a last layer with full covariance, answer one question: how much water did the
+Nile carry in years without a record? The data are the yearly flows from 1871 to 1970, of which the
+years 1911 to 1930 are hidden.
 """
 
 import time
@@ -26,8 +26,11 @@ x, y = standardise(year).unsqueeze(-1), standardise(volume)
 data, asked = (x[~hidden], y[~hidden]), (x[hidden], y[hidden])
 
 # %%
-# All train the same network, from the same seed. In the last one, only the last layer is random,
-# and its posterior knows how its weights are correlated.
+# All use the same network and the same seed. The guides are
+# :class:`~pyro_bnn.guides.AutoReparameterization`, :class:`~pyro_bnn.guides.AutoFlipout`,
+# :class:`~pyro_bnn.guides.AutoLRT`, :class:`~pyro_bnn.guides.AutoRadial` and
+# :class:`~pyro_bnn.guides.AutoMixture`. In the sixth model, only the last layer is Bayesian, with
+# all covariances of its weights.
 
 MAKE = GUIDES | {
     "last layer, full covariance": lambda model: guides.AutoLRT(
@@ -44,7 +47,7 @@ for name, make in MAKE.items():
     model = BNN(net, likelihoods.Normal())
     guide = make(model)
     start = time.perf_counter()
-    fit(model, guide, data, epochs=few(1200, 3))
+    fit(model, guide, data, epochs=few(800, 3))
     seconds = time.perf_counter() - start
     trained[name] = model, guide
     rows[name] = {
@@ -57,13 +60,13 @@ for name, make in MAKE.items():
 print(table(rows))
 
 # %%
-# The ELBO, in nats a year, says how good an approximation is, for one model: the first five rows
-# can be compared, with the reservation that bounds of mixtures are looser, and that a radial
-# posterior cannot equal its prior (:doc:`/posteriors`). The last row is another model, with fewer
-# random weights.
+# The ELBO, in nats per year, measures the approximation of one model, so that the first five rows
+# can be compared. (The ELBO of mixtures uses an upper bound of the KL divergence, and radial
+# posteriors cannot equal their prior; see :doc:`/posteriors`.) The last row is another model, with
+# fewer random weights.
 #
-# Look at the dark bands in the hidden years (red circles): what is known of the mean there is what
-# independent weights express badly (:doc:`/mean_field`).
+# Look at the dark bands in the hidden years (red circles). They show the uncertainty about the
+# mean, which independent weights express badly (:doc:`/mean_field`).
 
 figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, sharey=True, layout="constrained")
 grid = torch.linspace(1840, 2000, 200)

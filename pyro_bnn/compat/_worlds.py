@@ -38,8 +38,8 @@ class WithKL(ReturnsKL):
             assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
-        From a call: the output of ``net``, and the sum of the divergences of all layers, each once,
-        times ``kl_weight``, a scalar.
+        From a call: the output of ``net``, and the sum of the KL divergences of all layers, each
+        once, times ``kl_weight``, a scalar.
 
     Raises:
         ValueError: if the network has no such layer, or ``kl_weight`` is negative or not finite; in

@@ -35,7 +35,7 @@ def bayesianize(
 
     Modules keep their identity, attributes, buffers, hooks and modes; only their classes become
     those of :mod:`pyro_bnn.nn` and of ``PyroModule[...]``. What is not converted stays a parameter,
-    frozen if it was frozen. Weights that several modules share are one site, with one divergence.
+    frozen if it was frozen. Tied weights are one site, with one KL divergence.
     A guide starts at the values that the network had (see ``init_loc_fn`` of
     :class:`~pyro_bnn.guides.AutoPosterior`).
 
@@ -47,7 +47,8 @@ def bayesianize(
         prior: prior of the weights: a distribution or rule, as for the layers of
             :mod:`pyro_bnn.nn`; a mapping to them from names or patterns (``"encoder.*"``), of which
             the first that fits counts; or a guide, whose posteriors become the priors, by name. For
-            modules that are none of torch's, rules count as inputs what ``weight.shape[1:]`` does.
+            modules that are not torch's, rules use the size of ``weight.shape[1:]`` as number of
+            inputs.
         bias_prior: likewise for parameters with "bias" in their names.
         where: which parameters; by default all but those of normalisation layers (classes with
             "Norm" in their names) and frozen ones (``requires_grad=False``). One or several of:
@@ -58,15 +59,15 @@ def bayesianize(
             - a parameter or module itself, ``net.head``;
             - a function of the full name of a parameter and its module.
 
-            Names and modules pass over normalisation layers, unless they fit nothing else. Frozen
-            parameters stay as they are in any case.
+            Names and modules leave out normalisation layers, unless they match nothing else. Frozen
+            parameters are never converted.
         inplace: convert the network itself, not a copy.
 
     Returns:
         The converted network.
 
     Raises:
-        TypeError: if a module cannot be converted (its path, the reason and the way out are
+        TypeError: if a module cannot be converted (its path, the reason and the remedy are
             named), if ``where`` has no selector, or a prior is neither a distribution nor a rule.
         ValueError: if there is nothing to convert, ``where`` or a pattern of ``prior`` fits
             nothing, or a prior does not broadcast to its weight.

@@ -58,7 +58,7 @@ def _reason(module: nn.Module, key: str, weight: Weight) -> str | None:
     if not isinstance(getattr(module, key + "_prior", None), (Prior, type(None))):
         return f"it has another attribute `{key}_prior`"
     if getattr(module, "sparse", False) is True:
-        return "it is `sparse`, but the divergence from the prior has a gradient in all rows"
+        return "it is `sparse`, but the KL divergence from the prior has a gradient in all rows"
     if getattr(module, "max_norm", None) is not None:
         cls = type(module) if parameter is None else bayesian_class(type(module))
         if not issubclass(cls, BayesianEmbedding):

@@ -86,11 +86,11 @@ def prune(
 ) -> Sparsity:
     r"""Sets the weights with the least :math:`|\mu| / \sigma` to zero, for good.
 
-    A pruned weight is zero in every draw, has no divergence from its prior and takes no gradient;
+    A pruned weight is zero in every sample, has no KL divergence and gets no gradient;
     the others train on, in the same tensors. The masks are saved in the guide's ``state_dict``, and
-    :func:`~pyro_bnn.to_deterministic` makes zeros of them. Where a divergence is estimated by Monte
-    Carlo (as by Pyro's ``Trace_ELBO``), the loss has a constant more: the negative log density of
-    the prior at each zero, which the model does not know to be pruned.
+    :func:`~pyro_bnn.to_deterministic` makes zeros of them. Where a KL divergence is estimated by
+    Monte Carlo (as by Pyro's ``Trace_ELBO``), the loss has a constant more: the negative log
+    density of the prior at each zero, which the model does not know to be pruned.
 
     Prune a guide that has been trained: before, the ratios are those of its initial values. To
     compare several fractions, prune copies, ``copy.deepcopy(guide)``.

@@ -26,8 +26,7 @@ def summary(
     For a site these are its full name, shape, number of weights, prior, posterior with estimator,
     what the KL divergence from the prior is by :func:`pyro_bnn.infer.kl` (exact, a bound or an
     estimate) and, once some are pruned, the fraction of weights that is; for a parameter, its name,
-    shape, and why it has no prior. A weight that several modules share is one site, and shows its
-    other names.
+    shape, and why it has no prior. Tied weights are one site, with all their names.
 
     Args:
         net: a network or model with random weights.

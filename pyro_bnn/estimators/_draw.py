@@ -48,15 +48,15 @@ class SharedSample(Sample):
 
 
 class Draw(torch.Tensor):
-    """A draw of a weight that is applied to inputs by the rule of its estimator.
+    """A sampled weight that is applied to inputs by the rule of its estimator.
 
     ``F.linear``, its transposes and products from the right, ``F.conv1d`` to ``F.conv3d``,
     ``F.conv_transpose1d`` to ``F.conv_transpose3d``, ``F.embedding`` and torch's recurrent
     networks (``torch.lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``) are computed by that rule.
     Every other operation sees the ordinary :attr:`Sample.value` and returns ordinary tensors, so a
     draw is copied, pickled, stacked and printed as an ordinary tensor. The memory behind the
-    tensor itself is never read; it holds nothing but NaN, lest any part of torch that bypasses
-    ``__torch_function__`` go on with wrong numbers.
+    tensor itself is never read; it is filled with NaN, so that parts of torch which bypass
+    ``__torch_function__`` cannot compute wrong numbers unnoticed.
     """
 
     sample: Sample
@@ -149,7 +149,7 @@ def apply_map(map: LinearMap, input: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""``F.linear`` whose weight and bias may be draws, and may carry leading sample dimensions.
+    r"""``F.linear`` for sampled weights and biases, which may have leading sample dimensions.
 
     A weight of shape ``(S, 1, ..., 1, out, in)``, as a plate of ``S`` samples outside the data
     plates makes it, takes an input of shape ``(N, in)`` or ``(S, N, in)`` and gives

@@ -27,7 +27,7 @@ from ._importance import check_bound
 
 
 class Estimator(ABC):
-    """Turns a posterior into draws; has no state of its own.
+    """Samples from a posterior; has no state.
 
     Attributes:
         needs: what the noise of a posterior must be: ``"any"``, ``"symmetric"`` in each entry by
@@ -55,7 +55,7 @@ class Estimator(ABC):
         """
 
     def check(self, base: Distribution) -> None:
-        """Refuses a posterior whose noise is not what the estimator needs.
+        """Raises an error for a posterior whose noise is not what the estimator needs.
 
         Raises:
             ValueError: names an estimator that works.
@@ -105,7 +105,7 @@ class Shared(Estimator):
 
 
 class Estimated(dist.Independent):
-    """A posterior over one weight whose draws are applied to inputs by an estimator's rule.
+    """A posterior of one weight whose samples are applied to inputs by the rule of an estimator.
 
     Its density, moments and KL divergences are those of ``base``; only :meth:`rsample` differs.
 

@@ -36,7 +36,7 @@ class Flipout(Estimator):
     An example is an index of the first dimension of the input: all further dimensions (pixels,
     time) share its weight, and the steps of recurrent layers do. Where weights have sample
     dimensions, it is a row. Groups of channels have the same signs. Functions of
-    several examples, such as their mean, do not see one weight: see :doc:`/posteriors`.
+    several examples, such as their mean, do not see a single weight: see :doc:`/posteriors`.
 
     References:
         Wen, Vicol, Ba, Tran and Grosse (2018), "Flipout: efficient pseudo-independent weight

@@ -20,23 +20,23 @@ from ._sample import Sample
 
 
 class LocalReparameterization(Estimator):
-    r"""Samples what the weights do to each input, and never the weights (LRT).
+    r"""Samples the outputs of a layer instead of its weights (LRT).
 
     .. math:: y_{no} = \mu_o^\top x_n + \Big(\textstyle\sum_i \sigma_{oi}^2 x_{ni}^2\Big)^{1/2}
               \epsilon_{no}, \qquad \epsilon_{no} \sim N(0, 1)
 
-    which is the exact distribution of the output of example :math:`n` under its own weight. A
-    second use of the weight in a forward pass is drawn from its distribution given the first,
-    with covariance :math:`\sum_i \sigma_{oi}^2 x_{ni} x'_{ni}`: each row still sees one weight.
-    Convolutions follow the same formula, with the convolution in place of the product.
+    which is the exact distribution of the output of example :math:`n`. If the weight is used a
+    second time in a forward pass, the output is sampled conditionally on the first, with covariance
+    :math:`\sum_i \sigma_{oi}^2 x_{ni} x'_{ni}`: each row still has one weight. Convolutions follow
+    the same formula, with the convolution in place of the product.
 
-    Outputs are drawn independently given the input, an approximation where several of them belong
-    to the same example: at the pixels of an image, at the steps of a sequence (in a recurrent
-    layer, too, each step has noise of its own), at repeated indices of an embedding.
+    Outputs are sampled independently given the input. This is an approximation where several of
+    them belong to one example: at the pixels of an image, at the steps of a sequence (also in
+    recurrent layers), at repeated indices of an embedding.
 
-    The weight itself is sampled only if something other than these asks for it. Derivatives by the
-    input do not have the distribution that a weight would give them; nor do functions of several
-    rows, such as their mean: see :doc:`/posteriors`.
+    The weight itself is sampled only if another operation needs it. Derivatives with respect to the
+    input do not have the distribution that a sampled weight would give them; nor do functions of
+    several rows, such as their mean: see :doc:`/posteriors`.
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local
@@ -110,9 +110,8 @@ class LRTSample(Sample):
         transposed = () if self._transpose is None else self._transpose._uses
         if transposed or any(use.map.sides != map.sides for use in self._uses):
             raise ValueError(
-                "a weight drawn by local reparameterization meets inputs both as it is and "
-                "transposed, for which output noise cannot stand: choose flipout or a shared "
-                "draw for this site by `sites=`"
+                "a weight is used both as it is and transposed, for which local reparameterization "
+                "has no rule: choose flipout or a shared sample for this site by `sites=`"
             )
         mean, sample = split_bias(bias)
         fused = sample if isinstance(sample, LRTSample) else None

@@ -1,4 +1,4 @@
-"""Functions of one's own whose weights may be draws."""
+"""Functions that users define, whose weights may be sampled by any estimator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._maps import LinearMap
 def register_map(
     function: Callable[..., Tensor], map: LinearMap | Callable[..., LinearMap]
 ) -> Callable[..., Tensor]:
-    """Lets the weight and the bias of a function be draws of any estimator.
+    """Lets a function accept weights and biases that are sampled by any estimator.
 
     Args:
         function: called as ``function(input, weight, bias=None, ...)``, linear in the input and in

@@ -11,7 +11,7 @@ from ._maps import LinearMap
 
 
 class Sample(ABC):
-    """What a draw of a weight stands for: one sample of a weight (or bias), by some estimator.
+    """One sample of a weight (or bias), by some estimator.
 
     Attributes:
         loc: mean of the posterior, without sample dimensions that only repeat it.

@@ -8,7 +8,7 @@ from ._guide import AutoPosterior
 
 
 class AutoReparameterization(AutoPosterior):
-    """Mean-field Normal weights, one sample of them for all examples (Bayes by backprop).
+    """Mean-field Normal weights, with one shared sample for all examples (Bayes by backprop).
 
     See :class:`AutoPosterior` for arguments and errors.
 
@@ -26,7 +26,7 @@ class AutoReparameterization(AutoPosterior):
 
 
 class AutoFlipout(AutoPosterior):
-    """Mean-field Normal weights, one for each example by flipout.
+    """Mean-field Normal weights, another sample for each example by flipout.
 
     See :class:`AutoPosterior` for arguments and errors, and
     :class:`~pyro_bnn.estimators.Flipout` for the estimator.
@@ -41,12 +41,12 @@ class AutoFlipout(AutoPosterior):
 
 
 class AutoLRT(AutoPosterior):
-    """Mean-field Normal weights, whose effect is sampled by local reparameterization.
+    """Mean-field Normal weights, by local reparameterization.
 
     See :class:`AutoPosterior` for arguments and errors, and
-    :class:`~pyro_bnn.estimators.LocalReparameterization` for the estimator. The weight that a
-    converted network has both in an embedding and in a decoder meets inputs from both of its sides,
-    which noise of the outputs cannot stand for: it gets flipout.
+    :class:`~pyro_bnn.estimators.LocalReparameterization` for the estimator. The tied weight of an
+    embedding and a decoder in a converted network is used in both directions, for which local
+    reparameterization has no rule: it gets flipout.
 
     References:
         Kingma, Salimans and Welling (2015), "Variational dropout and the local
@@ -62,7 +62,7 @@ class AutoRadial(AutoPosterior):
 
     See :class:`AutoPosterior` for arguments and errors, and
     :class:`~pyro_bnn.distributions.Radial` for the distribution. ``estimator=Flipout()`` gives each
-    example signs of its own.
+    example other signs.
 
     References:
         Farquhar, Osborne and Gal (2020), "Radial Bayesian neural networks", arXiv:1907.00865.

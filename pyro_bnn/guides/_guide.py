@@ -57,8 +57,8 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
             of the site and its initial value that returns it, such as :func:`init_to_fraction`. By
             default :math:`0.03 / \sqrt{n}` for a weight with :math:`n` inputs, 0.03 for a bias, and
             0.1 for scalars and for sites whose prior has a constraint; see :doc:`/defaults`.
-        estimator: how outputs are computed from draws of weights, instead of the usual one of the
-            class: an instance, such as ``Flipout()``. ``sites`` have those of their own posteriors.
+        estimator: how outputs are computed from sampled weights, instead of the usual one of the
+            class: an instance, such as ``Flipout()``. Posteriors in ``sites`` keep their own.
         sites: other posteriors for some sites, by name or pattern (``"0.*"``): a mapping to a
             posterior class, or to any function that takes ``loc``, ``scale`` and ``event_dim``;
             the first pattern that fits counts.
@@ -68,19 +68,18 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         create_plates: as for Pyro's guides.
 
     Raises:
-        TypeError: if ``estimator`` is no :class:`~pyro_bnn.estimators.Estimator`.
-        ValueError: at construction if ``init_scale`` is not positive, ``init_loc_fn`` a
-            ``state_dict`` of another network, or ``estimator`` one that the posteriors of the class
-            have not the noise for; at the first call if the
-            model has no latent sites, a pattern in ``sites`` fits none, a weight is sampled
-            inside a plate that is not in ``plates``, or the call has no observations although the
-            model passes ``obs``, so that a site may be latent or data; at any call if an argument
-            has NaN.
+        TypeError: if ``estimator`` is not an :class:`~pyro_bnn.estimators.Estimator`.
+        ValueError: at construction if ``init_scale`` is not positive, ``init_loc_fn`` is a
+            ``state_dict`` of another network, or the posteriors of the class do not have the noise
+            that ``estimator`` needs; at the first call if the model has no latent sites, a pattern
+            in ``sites`` matches none, a weight is sampled inside a plate that is not in ``plates``,
+            or the call has no observations although the model passes ``obs``, so that a site may be
+            latent or data; at any call if an argument contains NaN.
     """
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
     posterior: ClassVar[PosteriorFactory]
-    #: How outputs are computed from draws; None leaves it to ``posterior``.
+    #: How outputs are computed from samples; None leaves it to ``posterior``.
     estimator: Estimator | None = None
     _is_told_of_ranks = False
 
@@ -129,11 +128,11 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
 
     @contextmanager
     def shared_draws(self) -> Iterator[None]:
-        """Draws one ordinary weight for all data while the context is open.
+        """Samples one ordinary weight for all data inside the context.
 
-        Flipout gives each example a weight of its own and local reparameterization gives it
-        none, so that a density of the sampled weight is not that of the weights that met the
-        data. The ELBO does not mind, since it is linear in the log-likelihoods of the examples.
+        Flipout gives each example another weight, and local reparameterization samples none, so
+        that the density of a sampled weight is not that of the weights used for the data. The ELBO
+        is right all the same, since it is linear in the log-likelihoods of the examples.
         Importance weights (``RenyiELBO``, ``psis_diagnostic``, ``Importance``) are products over
         the data and hold for one weight only: compute them inside this context.
         """

@@ -1,4 +1,4 @@
-"""Inference: the ELBO and its KL divergences, prediction, and what a posterior is worth."""
+"""Inference: the ELBO and its KL divergences, prediction, diagnosis of posteriors."""
 
 from ._calibration import sbc_ranks, uniformity
 from ._diagnose import diagnose

@@ -29,8 +29,8 @@ def sbc_ranks(
 
     If :math:`q` is the posterior, every rank is uniform on :math:`\{0, \dots, S\}`
     (:func:`uniformity`). Ranks that pile up at both ends tell of posteriors that are too narrow,
-    ranks in the middle of posteriors that are too wide. Mean-field posteriors of networks are not
-    exact, and pass for the few problems only whose posterior is of independent variables.
+    ranks in the middle of posteriors that are too wide. Mean-field posteriors are exact only if the
+    variables are independent under the posterior, which is rare in networks.
 
     Args:
         model: a Pyro model, called as ``model(x)`` to simulate.
@@ -38,7 +38,7 @@ def sbc_ranks(
             samples of each latent variable by site name. Those of Markov chains have to be thinned
             until they are independent. It must start anew each time, with a new guide.
         x: the inputs.
-        num_simulations: number of data sets, each with variables of its own.
+        num_simulations: number of data sets, each with other latent variables.
         num_samples: number of samples :math:`S` of each posterior.
         site: name of the targets.
 

@@ -36,9 +36,9 @@ def diagnose(
     losses: Sequence[float] | None = None,
     num_samples: int = 200,
 ) -> Diagnosis:
-    r"""Tells what a trained posterior is worth, and where its bound comes from.
+    r"""Evaluates the ELBO of a trained posterior, its terms, and how good the posterior is.
 
-    With :math:`S` draws :math:`w_s` of the posterior, one weight for all data in each,
+    With :math:`S` shared samples :math:`w_s` of the posterior,
 
     .. math:: w_s \sim q, \quad
         \mathrm{IW} = \log \frac1S \sum_s \frac{p(D, w_s)}{q(w_s)}
@@ -51,13 +51,13 @@ def diagnose(
         data: the arguments of the model, ``(x, y)``, of all data or, where a plate scales them, of
             a batch that stands for them.
         losses: the losses of training, in nats of all data, one for each step.
-        num_samples: number of draws :math:`S`, at least 25.
+        num_samples: number of samples :math:`S`, at least 25.
 
     Returns:
         A :class:`Diagnosis`.
 
     Raises:
-        TypeError: if ``guide`` is no guide of :mod:`pyro_bnn.guides`.
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
         ValueError: if ``num_samples`` is below 25, or the model observes nothing.
 
     References:

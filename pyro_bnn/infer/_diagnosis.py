@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Diagnosis:
-    r"""What :func:`diagnose` finds; ``print`` says it in words.
+    r"""The result of :func:`diagnose`; ``print`` explains it.
 
     All bounds are in nats, of all data.
 
@@ -22,12 +22,12 @@ class Diagnosis:
             the prior, up to 0.01 nats.
         signal_to_noise: quantiles of :math:`|\mu| / \sigma` by site, at 0.05, 0.25, 0.5, 0.75
             and 0.95, for posteriors that have it.
-        importance_bound: the importance-weighted bound of ``num_samples`` draws, which lies between
-            the ELBO and the evidence.
+        importance_bound: the importance-weighted bound from ``num_samples`` samples, which lies
+            between the ELBO and the evidence.
         khat: tail index of the importance weights: above 0.7, the posterior is far from the exact
-            one, if perhaps not in its predictions.
+            one, though its predictions may be good.
         moved: how far the last 1,000 steps moved the bound, if ``losses`` were given.
-        num_samples: number of draws.
+        num_samples: number of samples.
     """
 
     num_data: int
@@ -52,7 +52,7 @@ class Diagnosis:
         return count / size if size else 0.0
 
     def findings(self) -> list[str]:
-        """What a practitioner would say, worst first; an empty list if nothing is wrong."""
+        """Problems in words, the worst first; an empty list if there are none."""
         found = []
         n = self.num_data
         if self.elbo < self.trivial:

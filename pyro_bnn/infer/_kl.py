@@ -31,16 +31,16 @@ class KL(NamedTuple):
 
 
 def kl(q: Distribution, p: Distribution, value: Tensor | None = None) -> KL:
-    """The KL divergence of a posterior from a prior, as ELBOs and wrappers have it.
+    """The KL divergence of a posterior from a prior, as ELBOs compute it.
 
-    It is what ``torch.distributions.register_kl`` (or
-    :func:`~pyro_bnn.distributions.register_bound`) has a formula for, and otherwise the difference
-    of the log densities at a draw.
+    It uses the formula that is registered by ``torch.distributions.register_kl`` (or by
+    :func:`~pyro_bnn.distributions.register_bound`), and otherwise the difference of the log
+    densities at a sample.
 
     Args:
         q: the distribution of a posterior.
         p: the prior, of the same event.
-        value: a draw of ``q`` for an estimate; by default, a new one.
+        value: a sample of ``q`` for an estimate; by default, a new one.
 
     Returns:
         The value and its kind.
@@ -102,7 +102,7 @@ def is_small(pair: tuple[Any, Any]) -> bool:
 
 
 def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
-    """The divergence of all pairs of Normals together, in one operation for each dtype and device.
+    """The KL divergences of all pairs of Normals, in one operation for each dtype and device.
 
     In networks of many layers, what costs time is to call operations.
     """

@@ -46,8 +46,8 @@ class Predictive(pyro.infer.Predictive):
     Args:
         model: a Pyro model.
         posterior_samples: samples by site name, with samples in the first dimension.
-        guide: draws the samples, if they are not given. Weights that are not among the sites to
-            return are drawn chunk by chunk, and forgotten.
+        guide: makes the samples, if they are not given. Weights that are not among the sites to
+            return are sampled chunk by chunk, and not kept.
         num_samples: number of samples, if they are not given.
         return_sites: sites to return, ``"_RETURN"`` for what the model returns; by default those
             that are not in ``posterior_samples``, or all with a guide.

@@ -35,8 +35,9 @@ class BNN(PyroModule):
     .. math:: w \sim p(w), \quad y_n \sim p(y \mid f(x_n; w)), \quad n = 1, \dots, N
 
     It is an ordinary Pyro model, to be used with any guide, ``SVI``, ``MCMC``,
-    :class:`~pyro_bnn.infer.Predictive` and handlers. The site of the targets is ``obs``, in the
-    plate ``data``. A mini-batch of :math:`B` rows counts :math:`N / B` times.
+    :class:`~pyro_bnn.infer.Predictive` and effect handlers. The site of the targets is ``obs``, in
+    the plate ``data``. The log-likelihood of a mini-batch of :math:`B` rows is multiplied by
+    :math:`N / B`.
 
     Args:
         net: a network with random weights (of the layers of :mod:`pyro_bnn.nn`, or converted by
@@ -59,7 +60,7 @@ class BNN(PyroModule):
         ``weight`` says how many times each row counts.
 
     Raises:
-        TypeError: if ``net`` is no module, or ``likelihood`` no function.
+        TypeError: if ``net`` is not a module, or ``likelihood`` not a function.
         ValueError: if ``num_data`` is not positive; in a call, if the inputs, targets, mask or
             weights do not suit the network, its outputs or each other, or a training batch has more
             rows than ``num_data``.

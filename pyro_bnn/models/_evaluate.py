@@ -40,7 +40,7 @@ def evaluate(
         data: inputs and targets: a tuple ``(x, y)`` or a dictionary of tensors or arrays, or a
             DataLoader of them, as for :func:`~pyro_bnn.fit`. The ``mask`` and ``weight`` of a
             :class:`~pyro_bnn.BNN` tell how often a target counts in the means.
-        num_samples: number of draws :math:`S` of the weights, 100 by default.
+        num_samples: number of sampled networks :math:`S`, 100 by default.
         interval: probability of the central interval that is scored.
         batch_size, site, parallel: see :func:`~pyro_bnn.predict`.
 
@@ -59,8 +59,8 @@ def evaluate(
         For other targets:
 
         - ``rmse``, the root of the mean squared error of the mean;
-        - ``crps``: :func:`~pyro_bnn.scores.crps`, with two draws at least;
-        - ``coverage``: how often the interval has the target in it (``interval`` is best);
+        - ``crps``: :func:`~pyro_bnn.scores.crps`, with at least two samples;
+        - ``coverage``: fraction of targets in the interval (``interval`` is best);
         - ``sharpness``: mean width of the interval (at equal coverage, narrower is better);
         - ``calibration_error``: the mean distance between the frequency of targets below a quantile
           and its probability, over 0.05, 0.1, ..., 0.95.

@@ -61,15 +61,15 @@ def fit(
     resume: bool = False,
     ranks: str | None = "data",
 ) -> History:
-    r"""Trains a guide, and what is deterministic in its model, by maximising the ELBO.
+    r"""Trains a guide, and the deterministic parameters of its model, by maximising the ELBO.
 
     .. math:: \sum_n E_q[\log p(y_n \mid x_n, w)] - \beta KL(q \Vert p)
 
-    The recipe: Adam, with a rate for the scales of posteriors apart from that of all else, constant
-    in the first half of the steps and falling to 0 by a cosine in the second; a weight
-    :math:`\beta` of the KL divergence that rises from 0 to 1 in the first half
-    (:class:`~pyro_bnn.infer.KLWarmup`). What counts is the number of steps rather than of epochs.
-    Nothing is hidden: the source is a loop over an ELBO module, to be copied where more is wanted.
+    The recipe: Adam, with separate learning rates for the scales of posteriors and for all other
+    parameters. They are constant in the first half of the steps and fall to 0 as a cosine in the
+    second. The weight :math:`\beta` of the KL divergence rises from 0 to 1 in the first half
+    (:class:`~pyro_bnn.infer.KLWarmup`). The number of steps matters more than that of epochs. The
+    source is a plain loop over an ELBO module; copy it to write your own.
 
     Args:
         model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, whose data plate scales mini-batches.
@@ -84,9 +84,9 @@ def fit(
         lr: learning rate of means and of all deterministic parameters.
         scale_lr: learning rate of the scales of posteriors.
         kl_weight: :math:`\beta` at the end. Below 1 it makes a cold posterior, narrower than the
-            Bayesian one: often better predictions, less doubt, and an objective that is no bound.
+            Bayesian one. It often predicts better; the objective is then no bound on the evidence.
         warmup: fraction of the steps in which :math:`\beta` rises; 0 for none.
-        num_particles: number of draws that each step averages over.
+        num_particles: number of samples that each step averages over.
         optimizer: makes another optimizer of the parameter groups,
             ``lambda groups: torch.optim.SGD(groups, momentum=0.9)``.
         clip_norm: largest norm of the gradient of the bound per datum.
@@ -94,7 +94,8 @@ def fit(
         autocast: ``torch.bfloat16`` or ``torch.float16``, for ``torch.autocast``.
         validation: held-out data like ``data``. Their log density is computed up to 100 times;
             in the end the parameters return to where it was best after the warm-up.
-        patience: stop when the log density has not risen so many times in a row; None for never.
+        patience: stop when the log density has not improved this many times in a row; None for
+        never.
         callbacks: functions of the :class:`~pyro_bnn.models.Run`, called after each step; one that
             returns True ends the training.
         device: where to move model, guide and batches; by default, batches go where the guide is.
@@ -106,15 +107,15 @@ def fit(
             arguments must be those of the run that wrote it.
         ranks: what the processes of ``torch.distributed`` divide, if there are several
             (:doc:`distributed`): the rows of each batch (``"data"``), or its particles
-            (``"particles"``), so that each has all rows and ``num_particles`` draws of its own;
-            None if each is to train for itself.
+            (``"particles"``), so that each has all rows and its own ``num_particles`` samples;
+            None if each process trains another network.
 
     Returns:
         The :class:`~pyro_bnn.models.History` of bound, likelihood and KL divergence per datum.
         Model and guide are left in evaluation mode.
 
     Raises:
-        TypeError: if ``guide`` is none of ours, or ``data`` not as above.
+        TypeError: if ``guide`` is not one of these, or ``data`` not as above.
         ValueError: if an argument is out of range, the number of data unknown or not that of the
             model, the data do not suit the model, or the checkpoint is of another run; nothing has
             changed then.

@@ -53,7 +53,7 @@ def refit_last_layer(
         + \lVert y - \phi\mu \rVert^2 / \sigma^2 + \sum (\mu - m)^2 / s^2]`.
 
     Raises:
-        TypeError: if ``model`` is no BNN, or ``guide`` none of ours.
+        TypeError: if ``model`` is no BNN, or ``guide`` not of pyro_bnn.
         ValueError: if the guide has no such posterior, or model or data are not as above. Nothing
             has changed then.
 

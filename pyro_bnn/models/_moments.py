@@ -27,7 +27,7 @@ _NUM_POINTS = 64  # of the outputs, for likelihoods without a closed form
 def moments(
     model: nn.Module, guide: AutoPosterior, x: Any, *, batch_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of the outputs of a network under the posterior, without draws.
+    r"""Mean and variance of the outputs of a network under the posterior, without sampling.
 
     They are propagated layer by layer: through linear layers and convolutions of independent
     weights and inputs by
@@ -35,9 +35,9 @@ def moments(
     .. math:: V[wx] = V[w] (E[x]^2 + V[x]) + E[w]^2 V[x],
 
     through ReLU and LeakyReLU by the moments of a rectified Normal, and through smooth activations
-    by quadrature. Pooled averages are of values that are wholly correlated. With one hidden layer
-    of ReLUs both are exact, and with two linear layers; deeper in, and in all but the first
-    convolution, the covariances of a layer's inputs are neglected.
+    by quadrature. Values that are averaged by pooling are treated as fully correlated. With one
+    hidden layer of ReLUs both are exact, and with two linear layers; deeper in, and in all but the
+    first convolution, the covariances of a layer's inputs are neglected.
 
     Args:
         model: a :class:`~pyro_bnn.BNN` whose network is an ``nn.Sequential``, or such a network.
@@ -49,7 +49,7 @@ def moments(
         Mean and variance of each output.
 
     Raises:
-        TypeError: if ``guide`` is none of ours, or there are several inputs.
+        TypeError: if ``guide`` is not of pyro_bnn, or there are several inputs.
         ValueError: if a layer or a posterior has no rule, naming it; if there are no rows.
 
     References:

@@ -35,12 +35,12 @@ def predict(
     parallel: bool | None = None,
     moments: bool = False,
 ) -> Prediction:
-    r"""The posterior predictive distribution of the targets, with its uncertainty taken apart.
+    r"""The posterior predictive distribution of the targets, with the sources of its uncertainty.
 
     .. math:: p(y \mid x, D) \approx \frac1S \sum_s p(y \mid x, w_s), \quad w_s \sim q
 
-    Rows are processed in batches, and all of them under the same draws of the weights. What is kept
-    are the results and, if they are small, the draws. Model and guide predict in evaluation mode,
+    Rows are processed in batches, all with the same sampled weights. Results are kept, and sampled
+    weights if they are small. Model and guide predict in evaluation mode,
     and are left as they were.
 
     Args:
@@ -50,20 +50,21 @@ def predict(
         x: the inputs: a tensor or array, with the rows in the first dimension; a tuple or
             dictionary of them, for a network with several; or a DataLoader. Of its batches that are
             tuples, the first entry is taken, of dictionaries the entry ``"x"``.
-        num_samples: number of draws :math:`S`, 100 by default.
+        num_samples: number of sampled networks :math:`S`, 100 by default.
         batch_size: rows to process at once, 128 by default. A DataLoader has its own.
         site: name of the targets; by default ``"obs"``, or the only site that the guide has not.
-        parallel: see :class:`~pyro_bnn.infer.Predictive`, which makes the draws.
+        parallel: see :class:`~pyro_bnn.infer.Predictive`, which samples.
         moments: whether to propagate mean and variance through the network of a BNN instead of
-            drawing weights (:func:`~pyro_bnn.moments`, which says where this is exact). The outputs
-            are taken for independent Normals then, which ``num_samples`` points stand for, 64 by
-            default: ``samples`` are not those of functions.
+            sampling weights (:func:`~pyro_bnn.moments`, which says where this is exact). The
+            outputs are then approximated by independent Normals, and these by ``num_samples``
+            points, 64 by
+            default: ``samples`` are not functions of the inputs.
 
     Returns:
         A :class:`~pyro_bnn.models.Prediction`.
 
     Raises:
-        TypeError: if ``x`` is none of these, or ``guide`` no function or samples.
+        TypeError: if ``x`` is none of these, or ``guide`` neither a function nor samples.
         ValueError: if ``num_samples`` or ``batch_size`` is not positive, if there are no rows, or
             the targets' site is unknown.
 

@@ -33,7 +33,7 @@ def propagation(net: nn.Module, guide: AutoPosterior) -> Step:
     """From the moments of a network's inputs to those of its outputs.
 
     Raises:
-        TypeError: if ``guide`` is none of ours, or a forward is written in a PyroModule.
+        TypeError: if ``guide`` is not of pyro_bnn, or a forward is written in a PyroModule.
         ValueError: if a layer or a posterior has no rule.
     """
     plain = to_deterministic(net, guide).eval()

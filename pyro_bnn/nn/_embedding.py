@@ -46,7 +46,7 @@ class BayesianEmbedding(
     def _sample_parameters(self, *priors: Any) -> None:
         if self.sparse:
             raise ValueError(
-                f"`sparse` (={self.sparse}) must be False: the divergence from the prior has a "
+                f"`sparse` (={self.sparse}) must be False: the KL divergence from the prior has a "
                 "gradient in all rows, looked up or not"
             )
         padding = None if self.padding_idx is None else torch.zeros_like(self.weight)

@@ -58,17 +58,17 @@ class BayesianLSTM(
     BayesianLayer,
     PyroModule[nn.LSTM],  # type: ignore[type-arg]
 ):
-    r"""``torch.nn.LSTM`` with random weights, drawn once for a sequence.
+    r"""``torch.nn.LSTM`` with random weights, sampled once for a sequence.
 
     .. math:: i, f, g, o = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}, \quad
               c_t = \varsigma(f) c_{t-1} + \varsigma(i) \tanh g, \quad
               h_t = \varsigma(o) \tanh c_t
 
     with :math:`\varsigma` the logistic function. In a Pyro model, each of ``weight_ih_l0``,
-    ``weight_hh_l0``, ``bias_ih_l0`` and so on is one sample site, with one divergence. Shared draws
-    go to torch's fused kernels. Under flipout an example has the same weight at all steps. Under
-    local reparameterization each step has noise of its own, which is an approximation. These two
-    project the inputs of all steps in one product.
+    ``weight_hh_l0``, ``bias_ih_l0`` and so on is one sample site, with one KL divergence. Shared
+    samples use torch's fused kernels. With flipout, an example has the same weight at all steps.
+    With local reparameterization each step has independent noise, which is an approximation. These
+    two project the inputs of all steps in one product.
 
     Args:
         input_size: number of features of an input at one step.
@@ -106,7 +106,7 @@ class BayesianGRU(
     PyroModule[nn.GRU],  # type: ignore[type-arg]
     without=("proj_size",),
 ):
-    r"""``torch.nn.GRU`` with random weights, drawn once for a sequence.
+    r"""``torch.nn.GRU`` with random weights, sampled once for a sequence.
 
     .. math:: r, z = \varsigma(W_{i} x_t + b_{i} + W_{h} h_{t-1} + b_{h}), \quad
               n = \tanh(W_{in} x_t + b_{in} + r (W_{hn} h_{t-1} + b_{hn})), \quad
@@ -128,7 +128,7 @@ class BayesianRNN(
     PyroModule[nn.RNN],  # type: ignore[type-arg]
     without=("proj_size",),
 ):
-    r"""``torch.nn.RNN`` with random weights, drawn once for a sequence.
+    r"""``torch.nn.RNN`` with random weights, sampled once for a sequence.
 
     .. math:: h_t = \phi(W_i x_t + b_i + W_h h_{t-1} + b_h)
 

@@ -62,9 +62,9 @@ class FullNormalPosterior(_Correlated):
 
     with a strictly lower triangular :math:`C`, which starts at 0, so that the weights are
     independent with the standard deviations :math:`\sigma` then. Made for the last layer of a
-    network: ``AutoLRT(model, sites={"net.2.weight": FullNormalPosterior})``. There are
-    :math:`D (D + 1) / 2` parameters of the covariance of :math:`D` weights. Shared draws
-    work with it (flipout's signs would change the covariance); its divergence from Normal priors is
+    network: ``AutoLRT(model, sites={"net.2.weight": FullNormalPosterior})``. The
+    covariance of :math:`D` weights has :math:`D (D + 1) / 2` parameters. It needs shared samples,
+    since the signs of flipout would change the covariance. Its KL divergence from Normal priors is
     exact.
 
     Args and errors are those of :class:`Posterior`.
@@ -112,7 +112,7 @@ class MatrixNormalPosterior(_Correlated):
     with strictly lower triangular :math:`C` and :math:`D`, which start at 0. For layers that are
     too large for :class:`FullNormalPosterior`: a weight of 1,000 outputs and 500 inputs has 625,750
     parameters of the covariance. The scales :math:`a_i b_j` start at ``scale``, as far as that is a
-    product of the two. Shared draws work with it, and its divergence from Normal priors is exact.
+    product of the two. It needs shared samples. Its KL divergence from Normal priors is exact.
 
     Args and errors are those of :class:`Posterior`.
 

@@ -18,16 +18,16 @@ class MixturePosterior(Posterior):
 
     .. math:: q(w) = \sum_k \pi_k \, N(w; \mu + \sigma_k \delta_k, \sigma_k^2)
 
-    The components share a location :math:`\mu`, from which each is :math:`\delta_k` of its
-    standard deviations away. Were their means free parameters, the noise of single gradients
-    would drive them many standard deviations apart before the data had a say.
+    The mean of each component is :math:`\delta_k` of its standard deviations away from a common
+    location :math:`\mu`. With free means, the noise of gradients would drive the components many
+    standard deviations apart before the data have an effect.
 
     Args:
         loc: initial location; gives the shape of the weight.
         scale: initial standard deviation of a component, positive.
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
-        estimator: how outputs are computed from draws; only
-            :class:`~pyro_bnn.estimators.Shared` can.
+        estimator: how outputs are computed from samples; only
+            :class:`~pyro_bnn.estimators.Shared` works.
         num_components: number of components K. They start with equal weights and one standard
             deviation apart, since equal components would get equal gradients for ever.
 

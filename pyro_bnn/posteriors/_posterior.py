@@ -25,16 +25,16 @@ _SHARED = Shared()
 
 
 class Posterior(ChecksStates, PyroModule):
-    r"""The approximate posterior of one weight tensor: its parameters, and how it is drawn.
+    r"""The approximate posterior of one weight tensor: its parameters and its distribution.
 
-    A posterior owns ``loc`` and ``scale`` (and what else its family has) as Pyro parameters.
+    A posterior has ``loc`` and ``scale`` (and what else its family needs) as Pyro parameters.
     Scales are stored as :math:`\rho`, with :math:`\sigma = \log(1 + e^\rho)`.
 
     Args:
         loc: initial mean; gives the shape of the weight.
         scale: initial scale, positive, broadcastable with ``loc``.
         event_dim: number of rightmost dimensions of ``loc`` that are one event; all by default.
-        estimator: how outputs are computed from draws; one weight for all examples by default.
+        estimator: how outputs are computed from samples; a shared sample by default.
 
     Attributes:
         kept: mask of the weights that are not pruned, or None.
@@ -77,7 +77,7 @@ class Posterior(ChecksStates, PyroModule):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the posterior can be drawn from; false for some until :meth:`adapt`."""
+        """Whether the posterior can be sampled; false for some until :meth:`adapt`."""
         return True
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Posterior(ChecksStates, PyroModule):
         """The distribution of the weight, one event of ``event_dim`` dimensions.
 
         Args:
-            shared: draw one ordinary weight for all examples, whatever the estimator.
+            shared: sample one ordinary weight for all examples, whatever the estimator.
         """
         return self._around(self.base(), shared)
 

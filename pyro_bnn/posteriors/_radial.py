@@ -19,7 +19,7 @@ class RadialPosterior(Posterior):
 
     Args and errors are those of :class:`Posterior`, except that ``scale`` stands for the
     standard deviation of an entry at the start: the parameter :math:`\sigma` starts at
-    :math:`\sqrt{D}` times it. Shared and flipout draws work with it.
+    :math:`\sqrt{D}` times it. Shared samples and flipout work with it.
 
     References:
         Farquhar, Osborne and Gal (2020), "Radial Bayesian neural networks", arXiv:1907.00865.

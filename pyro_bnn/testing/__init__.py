@@ -1,4 +1,4 @@
-"""Checks that a posterior, a layer or an estimator of your own does what those here do."""
+"""Checks of your own posteriors, layers and estimators."""
 
 from ._estimator import check_estimator_rule
 from ._layer import check_layer

@@ -23,7 +23,7 @@ def check_layer(
     *inputs: Tensor,
     guides: tuple[Callable[..., AutoPosterior], ...] = _GUIDES,
 ) -> None:
-    """Checks a layer or network with random weights against what guides and ELBOs need of it.
+    """Checks that a layer or network with random weights does what guides and ELBOs need.
 
     Guides find its sites without a run; each of them is drawn once in a forward pass, and has one
     KL divergence; its output given the weights is the same in Pyro, in

@@ -22,7 +22,7 @@ _NUMBER = 2000  # draws
 def check_posterior(
     make: Callable[..., Posterior], shape: tuple[int, ...] = (3, 2), *, scale: float = 0.1
 ) -> None:
-    """Checks a posterior of one's own against what guides, ELBOs and checkpoints need of it.
+    """Checks that a posterior does what guides, ELBOs and checkpoints need.
 
     Its distribution is one event of the shape and the dtype of the weight; its draws have the
     mean and the variance that it tells, under every estimator that it has the noise for; the KL
