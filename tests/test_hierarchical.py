@@ -117,6 +117,35 @@ def test_density_is_the_integral_over_the_variance(group_dims):
         )
 
 
+def weights(kind, shape):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return {
+        "constant": (torch.full(shape, 0.123), torch.full(shape, 0.0377)),
+        "a bit narrower": (torch.zeros(shape), torch.full(shape, 0.9)),
+        "random": (noise, noise.sigmoid() + 0.01),
+        "collapsed": (1e-3 * noise, 0.3 + 1e-3 * noise),
+        "mixed": (noise.relu(), torch.where(noise > 0, 1e-6, 0.3)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["constant", "a bit narrower", "random", "collapsed", "mixed"])
+@pytest.mark.parametrize("group_dims", [(), (0,), (1,)])
+@pytest.mark.parametrize("shape", [(10, 10), (200, 1001), (2, 500_000)])
+def test_the_bound_keeps_its_digits(kind, group_dims, shape):
+    loc, scale = weights(kind, shape)
+    p = HierarchicalNormal(shape, group_dims=group_dims)
+    found = kl_divergence(dist.Normal(loc, scale).to_event(2), p)
+    loc, scale, b = loc.double(), scale.double(), p.rate.double()
+    half = 0.5 * (loc.square() + scale.square()).sum([d for d in (0, 1) if d not in group_dims])
+    c = 0.5 + 0.5 * loc.numel() / half.numel()
+    constant = math.lgamma(c) - math.lgamma(0.5) + 0.5 * math.log(b) + 0.5 * (2 * c - 1)
+    logs, densities = -scale.log(), c * (b + half).log()
+    exact = logs.sum() + densities.sum() - constant * half.numel()
+    assert found.dtype == torch.float32
+    terms = logs.abs().sum() + densities.abs().sum() + loc.numel()
+    assert abs(found - exact) < 1e-6 * terms
+
+
 @pytest.mark.parametrize("group_dims", [(), (0,), (1,), (0, 2)])
 def test_draws_have_a_variance_for_each_group(group_dims):
     torch.manual_seed(0)

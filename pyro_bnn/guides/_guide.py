@@ -75,6 +75,10 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
             in ``sites`` matches none, a weight is sampled inside a plate that is not in ``plates``,
             or the call has no observations although the model passes ``obs``, so that a site may be
             latent or data; at any call if an argument contains NaN.
+
+    Warns:
+        UserWarning: at the first call if an observed value depends on several rows of the output
+            of a layer, and the guide draws noise for each row; see :doc:`/posteriors`.
     """
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
