@@ -6,8 +6,7 @@ A step with random weights is that of the deterministic network and, for each we
 second parameter, a softplus with its backward, and the logarithms of a divergence; the shared draw
 and flipout need a normal variable for each weight, LRT one for each output; flipout and LRT need
 all products twice. The sum of these parts, each alone and with its data in the cache, is a lower
-limit of what torch's operations can do. Products are those of pyro_bnn, by the faster of torch's
-libraries; "deterministic, torch" has torch's own.
+limit of what torch's operations can do.
 
 Then come the phases of a step, in the standalone form and in Pyro.
 """
@@ -35,7 +34,6 @@ from steps import Model, pyro_adam, train
 from torch import Tensor, nn
 from workloads import NUM_DATA, WORKLOADS, Workload
 
-from pyro_bnn.estimators._products import product
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.posteriors._together import distributions
 
@@ -66,28 +64,14 @@ def parts(workload: Workload) -> dict[str, Step]:
             x.grad = None
 
     return {
-        "deterministic, torch": train(networks.deterministic, workload, "cpu"),
-        "deterministic": train(with_products, workload, "cpu"),
-        "gradients": train(with_products, replace(workload, has_optimizer=False), "cpu"),
+        "deterministic": train(networks.deterministic, workload, "cpu"),
+        "gradients": train(networks.deterministic, replace(workload, has_optimizer=False), "cpu"),
         "Adam": adam(positive),
         "softplus": softplus,
         "log": lambda: [x.log().sum() for x in positive],
         "normals, weights": lambda: [torch.randn(shape) for shape in shapes],
         "normals, outputs": lambda: [torch.randn(shape) for shape in outputs],
     }
-
-
-class Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return product(input, self.weight, self.bias)
-
-
-def with_products(net: nn.Module) -> nn.Module:
-    """The deterministic network, with the products of pyro_bnn."""
-    for module in net.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
-    return networks.deterministic(net)
 
 
 class Phases:

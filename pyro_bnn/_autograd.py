@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._torch import FakeTensor, is_transformed, is_view
+from ._torch import FakeTensor, is_transformed
 
 _MIN_SIZE = 1 << 14  # below, to call costs more than a pass
 
@@ -16,16 +16,6 @@ _MIN_SIZE = 1 << 14  # below, to call costs more than a pass
 def has_values(x: Tensor) -> bool:
     """Whether the entries of a tensor can be looked at; meta and fake tensors have none."""
     return not (x.is_meta or isinstance(x, FakeTensor) or torch.compiler.is_compiling())
-
-
-def owns(result: Tensor, *added: Tensor) -> bool:
-    """Whether noise may be added in place, to a result of an operation that has no use for it."""
-    return not (
-        is_transformed()
-        or is_view(result)
-        or (result.is_leaf and result.requires_grad)
-        or any(t.shape != result.shape or t.dtype != result.dtype for t in added)
-    )
 
 
 def wide(x: Tensor) -> Tensor:

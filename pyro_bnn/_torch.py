@@ -6,10 +6,7 @@ listed in :data:`INTERNALS`. With each name goes the public call that would repl
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import Variable, forward_ad
@@ -46,13 +43,6 @@ at_end_of_backward = Variable._execution_engine.queue_callback
 
 # The number of the backward pass that is running, or -1; no public function tells of it.
 backward_id = torch._C._current_graph_task_id
-
-# Whether a tensor is a view, whose base an operation in place would change. None public.
-is_view = Tensor._is_view
-
-# oneDNN's `F.linear` on a CPU, None where torch is built without. Public only as what
-# `torch.compile` makes of `F.linear` with weights that are frozen.
-one_dnn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 _is_functorch_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing

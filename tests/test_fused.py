@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
 from pyro_bnn import bayesianize
-from pyro_bnn._autograd import owns, square
+from pyro_bnn._autograd import square
 from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import NormalMixture, mixture_kl_bound
 from pyro_bnn.distributions._divergence import (
@@ -25,9 +25,6 @@ from pyro_bnn.distributions._divergence import (
 from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
 from pyro_bnn.distributions._mixture_kl import summed_mixture_kl_bound
 from pyro_bnn.estimators._output_noise import _with_noise
-from pyro_bnn.estimators._products import _Product, product
-from pyro_bnn.estimators._recurrent import _gates, _LSTMCell
-from pyro_bnn.estimators._repeated import Repeated
 from pyro_bnn.estimators._signs import random_signs
 from pyro_bnn.guides import AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
@@ -245,12 +242,8 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     torch.testing.assert_close(
         _with_noise(mean, noise, variance), (mean + noise * variance.sqrt(), variance.sqrt())
     )
-    for check in (gradcheck, gradgradcheck):  # in place, since nobody else has this mean
-        assert check(lambda m, v: _with_noise(1 * m, noise, v), [mean, variance])
     product_of_both = lambda m, v: math.prod(_with_noise(m, noise, v))
     assert gradcheck(product_of_both, [mean, variance])
-    own = 1 * mean
-    assert _with_noise(own, noise, variance)[0].data_ptr() == own.data_ptr()
     inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
     for tensor in (inputs, scales):
         tensor.requires_grad_()
@@ -259,13 +252,6 @@ def test_scaled_noise_has_the_gradient_of_the_root():
     assert output.abs().max() < 1e-18
     for grad in torch.autograd.grad(1e6 * output.sum(), [inputs, scales]):
         assert torch.equal(grad, torch.zeros_like(grad))
-
-
-def test_noise_is_added_in_place_only_to_what_is_like_it():
-    x = torch.randn(4, 3)
-    assert owns(x * 1, x, x)
-    for result in (x.view(4, 3), x[:3].clone(), x.double(), x.clone().requires_grad_()):
-        assert not owns(result, x)
 
 
 @pytest.mark.parametrize("is_rho", [False, True])
@@ -310,93 +296,6 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
     own, others = torch.autograd.grad(joint.drawn[1].sum(), [scales[1], scales[0]])
     assert own.all()
     assert not others.any()
-
-
-def use_other_library(monkeypatch):
-    """For products of large matrices on some processors, here of small ones on any."""
-    path = "pyro_bnn.estimators._products."
-    monkeypatch.setattr(path + "_MIN_SIZE", 0)
-    monkeypatch.setattr(path + "_has_faster_products", torch.backends.mkldnn.is_available)
-
-
-@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 7)])
-def test_products_by_the_other_library(shape, monkeypatch):
-    use_other_library(monkeypatch)
-    given = [torch.randn(s, requires_grad=True) for s in (shape, (5, 7), (5,))]
-    for bias in (given[2], None):
-        inputs = given[: 2 if bias is None else 3]
-        output, expected = product(*given[:2], bias), F.linear(*given[:2], bias)
-        assert type(output.grad_fn).__name__ == _Product.__name__ + "Backward"
-        torch.testing.assert_close(output, expected)
-        for f in (lambda y: y.sin().sum(), lambda y: y[..., :0].sum()):
-            grads, others = (
-                torch.autograd.grad(f(y), inputs, create_graph=True) for y in (output, expected)
-            )
-            torch.testing.assert_close(grads, others)
-        again = []
-        for y in (output, expected):
-            grads = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
-            again.append(torch.autograd.grad(sum(g.sin().sum() for g in grads), inputs))
-        torch.testing.assert_close(*again)
-    strided = torch.randn(6, 14)[:, ::2], torch.randn(7, 1).expand(7, 5).t()
-    torch.testing.assert_close(product(*strided), F.linear(*strided))
-    assert product(torch.zeros(0, 7), *given[1:]).shape == (0, 5)
-    assert torch.equal(product(torch.zeros(3, 0), torch.zeros(5, 0), given[2])[1], given[2])
-
-
-def test_products_that_are_compiled_are_those_of_torch(monkeypatch):
-    monkeypatch.setattr("pyro_bnn.estimators._products._MIN_SIZE", 0)
-    x, weight = torch.randn(4, 7), torch.randn(5, 7)
-    compiled = torch.compile(product, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x, weight), F.linear(x, weight))
-
-
-def test_lstm_cell_has_the_gradients_of_its_formula():
-    inputs = doubles((3, 8), (3, 2))
-    assert gradcheck(_LSTMCell.apply, inputs)
-    assert gradgradcheck(_LSTMCell.apply, inputs)
-    torch.testing.assert_close(_LSTMCell.apply(*inputs), _gates(*inputs)[:2])
-
-
-def unrolled(multiply, x, weight, bias):
-    state = x
-    for _ in range(4):
-        state = multiply(state, weight, bias).tanh()
-    return state.square().sum()
-
-
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_repeated_products_have_the_gradients_of_single_ones(has_bias):
-    x, weight, bias = doubles((5, 3), (3, 3), (3,))
-    inputs = [x, weight, bias] if has_bias else [x, weight]
-
-    def f(x, weight, bias=None):
-        return unrolled(Repeated(), x, weight, bias)
-
-    assert gradcheck(f, inputs)
-    assert gradgradcheck(f, inputs)
-
-
-@pytest.mark.parametrize("has_bias", [True, False])
-def test_repeated_products_by_the_other_library(has_bias, monkeypatch):
-    use_other_library(monkeypatch)
-    shapes = [(5, 3), (3, 3), (3,)]
-    inputs = [torch.randn(s, requires_grad=True) for s in shapes[: 2 + has_bias]]
-    bias = inputs[2] if has_bias else None
-    losses = [unrolled(f, *inputs[:2], bias) for f in (Repeated(), F.linear)]
-    torch.testing.assert_close(*losses)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in losses))
-
-
-def test_repeated_products_forget_passes_that_left_a_weight_out():
-    x, weight, bias = doubles((5, 3), (3, 3), (3,))
-    loss = unrolled(Repeated(), x, weight, bias)
-    expected = torch.autograd.grad(unrolled(F.linear, x, weight, bias), [x, weight, bias])
-    only_x = torch.autograd.grad(loss, [x], retain_graph=True)
-    for _ in range(2):
-        got = torch.autograd.grad(loss, [x, weight, bias], retain_graph=True)
-        torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(only_x[0], expected[0])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (128, 400), (7, 13)])

@@ -20,7 +20,6 @@ HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 # Above this size, gradients of means and scales are not in memory at the same time.
 _MAX_TOGETHER = 1 << 20
-_MIN_PRODUCTS = 1 << 11  # below, to call costs more than logarithms
 _BLOCK = 1 << 16  # results in between of so many entries stay in the cache of a CPU
 
 
@@ -115,28 +114,7 @@ def sum_of_squares(x: Tensor) -> Tensor:
 def sum_of_logs(x: Tensor) -> Tensor:
     """``x.log().sum()``."""
 
-    def total(block: Tensor) -> Tensor:
-        logs = _from_products(block)
-        return exact_sum(block.log()) if logs is None else logs
-
-    return _by_blocks(total, x)
-
-
-def _from_products(x: Tensor) -> Tensor | None:
-    """``x.log().sum()`` from an eighth as many logarithms, if that is about as exact.
-
-    Products are rounded, which is much where their logarithms are next to nothing, and they may
-    leave the range of the format.
-    """
-    size = x.numel() // 8
-    if size < _MIN_PRODUCTS or not x.is_cpu or is_transformed():
-        return None
-    x = x.reshape(-1)
-    products = x[: 8 * size].view(8, size).prod(0)
-    low, high = products.aminmax()
-    if not (low >= torch.finfo(x.dtype).tiny and high <= 0.125):
-        return None
-    return products.log_().sum() + x[8 * size :].log().sum()
+    return _by_blocks(lambda block: exact_sum(block.log()), x)
 
 
 def number(x: Tensor) -> Any:
@@ -150,8 +128,7 @@ def _sum_of_means(loc: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor
 
 def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
     ratio = scale / prior_scale
-    squares, logs = share * _half_excess(ratio), _from_products(ratio)
-    return exact_sum(squares - ratio.log()) if logs is None else squares.sum() - logs
+    return exact_sum(share * _half_excess(ratio) - ratio.log())
 
 
 def _half_excess(ratio: Tensor) -> Tensor:

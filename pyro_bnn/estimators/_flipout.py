@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from .._autograd import owns
 from .._recomputation import again, in_step, is_recomputing, unseen
 from .._torch import is_transformed
 from ..distributions._joint import take
@@ -185,8 +184,7 @@ class FlipoutSample(Sample):
         size = self.shape[-map.weight_dim :][map.sides[0]]
         s = self._signs(num_examples, side_out, size)
         s = map.align_signs(s, noise, axis).to(noise.dtype)
-        add = Tensor.addcmul_ if owns(output, noise) else torch.addcmul
-        output = add(output, noise, s)
+        output = torch.addcmul(output, noise, s)
         if sample is not None and fused is None:
             output = output + sample.bias_noise(map, input, output, samples)
         return output

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import square, wide
-from ._products import product
-from ._repeated import Repeated
 from ._sampled import REMEDY
 
 
@@ -93,10 +92,10 @@ class Linear(LinearMap):
                 f"{tuple(input.shape)}){hint}"
             )
         if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-            return product(input, weight, bias)
+            return F.linear(input, weight, bias)
         check_rows(input, 1)
         if weight.dim() == 2:
-            output = product(input, weight)
+            output = F.linear(input, weight)
         elif weight.dim() > 3 and weight.shape[-3] > 1:  # another weight for each row
             output = (weight @ input.unsqueeze(-1)).squeeze(-1)
         else:
@@ -113,18 +112,11 @@ class Steps(Linear):
     Attributes:
         size: number of examples.
         index: the example of each row; if None, the rows are those of the first examples.
-        repeated: what multiplies at each of many steps, in place of ``F.linear``.
     """
 
     size: int
     index: Tensor | None = None
-    repeated: Repeated | None = None
     remembers = False
-
-    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.repeated is None:
-            return super().__call__(input, weight, bias)
-        return self.repeated(input, weight, bias)
 
     def examples(self, input: Tensor, samples: int) -> tuple[int, int | None]:
         return self.size, -2

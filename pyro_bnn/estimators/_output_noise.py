@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._autograd import owns
 from .._recomputation import again, in_step
 from .._torch import is_transformed
 from ._draw import wants_grad
@@ -152,9 +151,6 @@ class _WithNoise(Function):
         ctx.set_materialize_grads(False)
         ctx.mean_shape = mean.shape
         ctx.save_for_backward(noise, root)
-        if owns(mean, root, noise):
-            ctx.mark_dirty(mean)
-            return mean.addcmul_(root, noise), root
         return torch.addcmul(mean, root, noise), root
 
     @staticmethod

@@ -8,12 +8,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from .._torch import is_transformed
 from ._draw import apply_map
 from ._maps import Steps
-from ._repeated import Repeated
 from ._sampled import REMEDY
 
 State: TypeAlias = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM, each with a row per example
@@ -65,7 +62,7 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor
         for direction in range(directions):
             i = layer * directions + direction
             own = weights[i * per_direction : (i + 1) * per_direction]
-            cell = Cell(function, own, has_biases, Steps(sizes[0], repeated=Repeated()))
+            cell = Cell(function, own, has_biases, Steps(sizes[0]))
             projected = cell.project(data, Steps(sizes[0], index))
             output, state = _one_direction(cell, projected, sizes, states[i], bool(direction))
             outputs.append(output)
@@ -106,8 +103,9 @@ class Cell:
         return self._update(projected, recurrent, *state)
 
     def _lstm(self, projected: Tensor, recurrent: Tensor, h: Tensor, c: Tensor) -> State:
-        gates = projected + recurrent
-        h, c = _gates(gates, c)[:2] if is_transformed() else _LSTMCell.apply(gates, c)
+        i, f, g, o = (projected + recurrent).chunk(4, -1)
+        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
+        h = o.sigmoid() * c.tanh()
         return (h if self.weight_hr is None else apply_map(self._steps, h, self.weight_hr)), c
 
     def _gru(self, projected: Tensor, recurrent: Tensor, h: Tensor) -> State:
@@ -121,45 +119,6 @@ class Cell:
 
     def _rnn_relu(self, projected: Tensor, recurrent: Tensor, h: Tensor) -> State:
         return ((projected + recurrent).relu(),)
-
-
-def _gates(gates: Tensor, before: Tensor) -> tuple[Tensor, ...]:
-    """The new state of an LSTM, and what it is made of."""
-    i, f, g, o = gates.chunk(4, -1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    c = torch.addcmul(f * before, i, g)
-    squashed = c.tanh()
-    return o * squashed, c, i, f, g, o, squashed
-
-
-class _LSTMCell(Function):
-    """The pointwise part of a step, with a backward of fewer operations than autograd makes."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> State:
-        h, c, *parts = _gates(*args)
-        ctx.save_for_backward(*args, *parts)
-        return h, c
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> State:
-        gates, before, i, f, g, o, squashed = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients need all of the graph
-            state = _gates(gates, before)[:2]
-            return torch.autograd.grad(state, (gates, before), grads, create_graph=True)
-        by_h, by_c = grads
-        by_c = by_c + _tanh_backward(by_h * o, squashed)
-        by_gates = [
-            _sigmoid_backward(by_c * g, i),
-            _sigmoid_backward(by_c * before, f),
-            _tanh_backward(by_c * i, g),
-            _sigmoid_backward(by_h * squashed, o),
-        ]
-        return torch.cat(by_gates, -1), by_c * f
-
-
-_sigmoid_backward = torch.ops.aten.sigmoid_backward
-_tanh_backward = torch.ops.aten.tanh_backward
 
 
 def _one_direction(
