@@ -14,20 +14,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 
 from pyro_bnn import bayesianize
-from pyro_bnn._autograd import square
 from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import NormalMixture, mixture_kl_bound
-from pyro_bnn.distributions._divergence import (
-    gaussian_divergence,
-    normal_kl,
-    trusted_normal,
-)
-from pyro_bnn.distributions._joint import MAX_SIZE, Joint, as_one
+from pyro_bnn.distributions._joint import Joint, as_one
 from pyro_bnn.distributions._mixture_kl import summed_mixture_kl_bound
-from pyro_bnn.estimators._output_noise import _with_noise
-from pyro_bnn.estimators._signs import random_signs
+from pyro_bnn.distributions._normal import normal_kl, trusted_normal
 from pyro_bnn.guides import AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.kernels import MAX_SIZE, gaussian_kl, random_signs, square, with_noise
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.posteriors import MixturePosterior
 from pyro_bnn.priors import ScaleMixture
@@ -37,17 +31,14 @@ def doubles(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.rand(s, dtype=torch.double).add_(0.1).requires_grad_() for s in shapes]
 
 
-@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("prior_shape", [(), (3, 2)])
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_divergence_has_the_gradients_of_its_formula(share, prior_shape, is_large, monkeypatch):
-    if is_large:
-        monkeypatch.setattr("pyro_bnn.distributions._divergence._MAX_TOGETHER", 1)
+def test_divergence_has_the_gradients_of_its_formula(share, prior_shape):
     inputs = doubles((3, 2), (3, 2), prior_shape, prior_shape)
 
     def f(loc, scale, prior_loc, prior_scale):
         prior = (t.expand(3, 2) for t in (prior_loc, prior_scale))
-        return gaussian_divergence(loc, scale, *prior, share)
+        return gaussian_kl(loc, scale, *prior, share)
 
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs)
@@ -66,7 +57,7 @@ def test_divergence_from_a_fixed_scalar_prior(center):
     prior = torch.tensor(center, dtype=torch.double), torch.tensor(0.5, dtype=torch.double)
 
     def f(loc, scale):
-        return gaussian_divergence(loc, scale, *prior, constant=2.0)
+        return gaussian_kl(loc, scale, *prior, constant=2.0)
 
     inputs = doubles((3, 2), (3, 2))
     assert gradcheck(f, inputs)
@@ -120,7 +111,7 @@ def test_divergence_keeps_its_digits(kind, size, share):
         (0.1 * loc, torch.linspace(0.2, 0.4, size)),
     ):
         prior = prior_loc.expand(size), prior_scale.expand(size)
-        kl = gaussian_divergence(loc, scale, *prior, share)
+        kl = gaussian_kl(loc, scale, *prior, share)
         exact = terms(loc, scale, prior_loc, prior_scale, share)
         assert kl.dtype == torch.float32
         assert abs(kl.item() - exact.sum()) < 5e-7 * exact.abs().sum()
@@ -131,7 +122,7 @@ def test_divergence_of_many_weights_keeps_its_digits(scale):
     parameters = [torch.tensor(t) for t in (0.0377, scale, 0.1, 1.0)]
     many = [t.expand(10_000_000) for t in parameters]
     exact = 10_000_000 * terms(*parameters)
-    kl = gaussian_divergence(*(t.contiguous() for t in many[:2]), *many[2:])
+    kl = gaussian_kl(*(t.contiguous() for t in many[:2]), *many[2:])
     assert abs(kl.item() - exact.sum()) < 5e-7 * exact.abs().sum()
     assert kl.item() == pytest.approx(exact.sum().item(), rel=1e-6)
 
@@ -235,20 +226,20 @@ def test_divergence_in_low_precision_is_that_of_the_rounded_parameters(dtype):
 
 def test_scaled_noise_has_the_gradient_of_the_root():
     noise, (mean, variance) = torch.randn(4, 3, dtype=torch.double), doubles((4, 3), (4, 3))
-    assert gradcheck(lambda m, v: _with_noise(m, noise, v), [mean, variance])
-    assert gradgradcheck(lambda m, v: _with_noise(m, noise, v), [mean, variance])
+    assert gradcheck(lambda m, v: with_noise(m, noise, v), [mean, variance])
+    assert gradgradcheck(lambda m, v: with_noise(m, noise, v), [mean, variance])
     more = noise.expand(2, 4, 3)
-    assert gradcheck(lambda m, v: _with_noise(m, more, v), [mean, variance[:1]])
+    assert gradcheck(lambda m, v: with_noise(m, more, v), [mean, variance[:1]])
     torch.testing.assert_close(
-        _with_noise(mean, noise, variance), (mean + noise * variance.sqrt(), variance.sqrt())
+        with_noise(mean, noise, variance), (mean + noise * variance.sqrt(), variance.sqrt())
     )
-    product_of_both = lambda m, v: math.prod(_with_noise(m, noise, v))
+    product_of_both = lambda m, v: math.prod(with_noise(m, noise, v))
     assert gradcheck(product_of_both, [mean, variance])
     inputs, scales = torch.zeros(5, 3), torch.full((3,), 0.1)
     for tensor in (inputs, scales):
         tensor.requires_grad_()
     zero = torch.zeros(5)
-    output, _ = _with_noise(zero, torch.randn(5), inputs.square() @ scales.square())
+    output, _ = with_noise(zero, torch.randn(5), inputs.square() @ scales.square())
     assert output.abs().max() < 1e-18
     for grad in torch.autograd.grad(1e6 * output.sum(), [inputs, scales]):
         assert torch.equal(grad, torch.zeros_like(grad))
@@ -327,7 +318,7 @@ def test_bound_on_mixtures_is_the_same_in_blocks(prior, monkeypatch):
 
     expected = kl_and_gradients()
     torch.testing.assert_close(expected[0], mixture_kl_bound(q.base(), p.base_dist).sum())
-    monkeypatch.setattr("pyro_bnn.distributions._mixture_kl._BLOCK", 8)
+    monkeypatch.setattr("pyro_bnn.kernels._mixture_kl._BLOCK", 8)
     torch.testing.assert_close(kl_and_gradients(), expected)
     with torch.no_grad():
         torch.testing.assert_close(kl_divergence(q.distribution(), p), expected[0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from .._validation import check_positive
-from ..distributions._divergence import trusted_normal
+from ..distributions._normal import trusted_normal
 from ..estimators import LocalReparameterization
 from ..infer._kl import add_up
 from ..posteriors import NormalPosterior

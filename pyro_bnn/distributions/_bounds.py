@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.distributions import Distribution, register_kl
 
-from ._divergence import innermost
+from ._normal import innermost
 
 _BOUNDS: list[tuple[type, type]] = []
 

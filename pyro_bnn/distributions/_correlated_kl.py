@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence, register_kl
 
 from ._correlated_normal import CorrelatedNormal, FullNormal, MatrixNormal, solve
-from ._divergence import innermost
+from ._normal import innermost
 
 
 @register_kl(CorrelatedNormal, Independent)

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ._divergence import HALF_LOG_2_PI
+from ..kernels import HALF_LOG_2_PI
 from ._located import Located
 
 

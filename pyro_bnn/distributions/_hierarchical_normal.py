@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .._validation import check_positive
-from ._divergence import HALF_LOG_2_PI
+from ..kernels import HALF_LOG_2_PI, in_double
 
 
 class HierarchicalNormal(TorchDistribution):
@@ -194,17 +194,12 @@ class HierarchicalNormal(TorchDistribution):
         Returns:
             The sum over groups, shape ``batch``.
         """
-        a, b, half = (wide(t) for t in (self.concentration, self.rate, half))
+        a, b, half = (in_double(t) for t in (self.concentration, self.rate, half))
         c = a + 0.5 * size
         constant = torch.lgamma(c) - torch.lgamma(a) - size * HALF_LOG_2_PI
         density = constant + a * b.log() - c * (b + half).log()
         dims = tuple(range(-len(self._group_dims), 0))
         return density.sum(dims) if dims else density
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float64, on devices that have it."""
-    return x if x.device.type == "mps" else x.double()
 
 
 def _tensors(*values: Tensor | float) -> tuple[Tensor, ...]:

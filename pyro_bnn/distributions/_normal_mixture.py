@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, Normal
 from torch.distributions.utils import broadcast_all
 
-from ._divergence import HALF_LOG_2_PI, trusted_normal
+from ..kernels import HALF_LOG_2_PI, log_sum
+from ._normal import trusted_normal
 
 
 class NormalMixture(dist.MixtureSameFamily):
@@ -198,12 +198,3 @@ def normal_components(d: Distribution, dims: int = 0) -> list[Tensor]:
         raise NotImplementedError
     more = (1,) * (dims - len(d.batch_shape))
     return [t.reshape(t.shape[:1] + more + t.shape[1:]) for t in parts] if more else parts
-
-
-def log_sum(x: Tensor | Sequence[Tensor]) -> Tensor:
-    """``logsumexp`` over components, which are few."""
-    if len(x) == 1:
-        return x[0]
-    if len(x) == 2:  # several times faster than what is for any number
-        return torch.logaddexp(x[0], x[1])
-    return torch.logsumexp(x if isinstance(x, Tensor) else torch.stack(tuple(x)), 0)

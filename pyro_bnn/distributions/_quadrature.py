@@ -12,7 +12,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from ._divergence import HALF_LOG_2_PI
+from ..kernels import HALF_LOG_2_PI
 from ._normal_mixture import normal_components
 
 # Where to cut the range of a component, in its standard deviations.

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, register_kl
 from torch.distributions.utils import broadcast_all
 
-from ._divergence import HALF_LOG_2_PI, exact_sum, gaussian_divergence, innermost
+from ..kernels import HALF_LOG_2_PI, exact_sum, gaussian_kl
 from ._located import Located
+from ._normal import innermost
 
 _EULER_GAMMA = 0.57721566490153286
 
@@ -170,7 +171,7 @@ def _kl_radial(q: Radial, loc: Tensor, scale: Tensor) -> Tensor:
     constant = size * HALF_LOG_2_PI - q._standard_entropy()
     if not q.batch_shape and q._kept is None:
         share = 1 / max(1, size)
-        return gaussian_divergence(q.loc, q.scale, loc, scale, share, constant + 0.5 * share * size)
+        return gaussian_kl(q.loc, q.scale, loc, scale, share, constant + 0.5 * share * size)
     cross = ((q.loc - loc).square() + q.scale.square() / size) / (2 * scale.square())
     return q._sum((scale / q.scale).log() + cross) + constant
 

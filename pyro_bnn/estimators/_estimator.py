@@ -19,9 +19,9 @@ from torch.distributions import (
 )
 
 from ..distributions import NormalMixture
-from ..distributions._divergence import innermost, normal_kl
 from ..distributions._joint import is_normal, take
 from ..distributions._mixture_kl import summed_mixture_kl_bound
+from ..distributions._normal import innermost, normal_kl
 from ._draw import Draw, SharedSample, draw, plain
 from ._importance import check_bound
 

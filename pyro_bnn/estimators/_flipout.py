@@ -12,12 +12,13 @@ from torch.distributions import Normal
 from .._recomputation import again, in_step, is_recomputing, unseen
 from .._torch import is_transformed
 from ..distributions._joint import take
+from ..kernels import random_signs
 from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse
 from ._one_weight import Lookup
 from ._sample import Sample
-from ._signs import Signs, random_signs
+from ._signs import Signs
 
 
 class Flipout(Estimator):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._autograd import square, wide
+from .._autograd import wide
 from .._recomputation import again, in_step, is_recomputing, unseen
 from .._torch import is_transformed
 from ..distributions._joint import take
+from ..kernels import square
 from ._draw import draw, split_bias, wants_grad
 from ._estimator import Estimator
 from ._maps import LinearMap, collapse

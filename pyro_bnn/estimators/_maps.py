@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import square, wide
+from .._autograd import wide
+from ..kernels import square
 from ._sampled import REMEDY
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .._recomputation import again, in_step
-from .._torch import is_transformed
+from ..kernels import with_noise
 from ._draw import wants_grad
 from ._maps import LinearMap
 
@@ -103,7 +102,7 @@ class Use:
 
     def added_to(self, output: Tensor) -> Tensor:
         dtype = output.dtype
-        output, self.scale = _with_noise(output, self.epsilon, self.rest)
+        output, self.scale = with_noise(output, self.epsilon, self.rest)
         del self.rest  # this lives as long as the weight
         for factor, use in zip(self.factors, self.before, strict=True):
             output = torch.addcmul(output, factor, use.epsilon)
@@ -122,46 +121,3 @@ def closest(uses: list[Use], input: Tensor) -> Use:
     if len(uses) == 1:
         return uses[0]
     return min(uses, key=lambda use: float((use.input.detach() - input.detach()).abs().sum()))
-
-
-def _sqrt(variance: Tensor) -> Tensor:
-    """Square root with gradient 0, not infinity, where the variance is 0."""
-    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt_()
-
-
-def _with_noise(mean: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """A mean with standard noise that is made to have a variance; and the root of this."""
-    if is_transformed():
-        root = _sqrt(variance)
-        return torch.addcmul(mean, root, noise), root
-    return _WithNoise.apply(mean, noise, variance)
-
-
-class _WithNoise(Function):
-    """Keeps the root for its backward. Were it not returned, it could not be differentiated again.
-
-    Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
-    that made the variance 0, and vanishes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
-        mean, noise, variance = args
-        root = _sqrt(variance)
-        ctx.set_materialize_grads(False)
-        ctx.mean_shape = mean.shape
-        ctx.save_for_backward(noise, root)
-        return torch.addcmul(mean, root, noise), root
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        noise, root = ctx.saved_tensors
-        by_output, by_root = grads
-        by_mean = by_variance = None
-        if by_output is not None:
-            by_mean = by_output.sum_to_size(ctx.mean_shape)
-            by_variance = (by_output * noise).sum_to_size(root.shape).div_(root).mul_(0.5)
-        if by_root is not None:
-            own = (by_root / root).mul_(0.5)
-            by_variance = own if by_variance is None else by_variance.add_(own)
-        return by_mean, None, by_variance

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from .._buffers import unchanged_buffers
-from ..distributions._divergence import entry_kl, innermost
+from ..distributions._normal import innermost
 from ..guides import AutoPosterior
+from ..kernels import entry_kl
 from ..posteriors import ConstrainedPosterior
 from ..posteriors._pruned import Pruned
 from ._diagnosis import Diagnosis

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from ..distributions._bounds import is_bound
-from ..distributions._divergence import normal_kl
-from ..distributions._joint import MAX_SIZE, as_one, joint_of
+from ..distributions._joint import as_one, joint_of
+from ..distributions._normal import normal_kl
 from ..estimators._estimator import normals
+from ..kernels import MAX_SIZE, are_enabled
 
 
 class KL(NamedTuple):
@@ -98,7 +99,7 @@ def total_kl(sites: Iterable[tuple[Distribution, Distribution]]) -> Tensor:
 
 def is_small(pair: tuple[Any, Any]) -> bool:
     """Whether a pair of Normals is one for :func:`joint_kl`."""
-    return pair[0].loc.numel() <= MAX_SIZE
+    return pair[0].loc.numel() <= MAX_SIZE and are_enabled()
 
 
 def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:

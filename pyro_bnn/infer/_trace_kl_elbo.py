@@ -24,7 +24,7 @@ from .._gradients import check_gradients
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
 from .._validation import infinite_arguments, nan_arguments
-from ..distributions._divergence import normal_kl
+from ..distributions._normal import normal_kl
 from ..estimators._estimator import Estimated, normals
 from ._data import check_data
 from ._kl import add_up, analytic_kl, is_small, joint_kl

@@ -10,7 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to, transforms
 
-from ..distributions._divergence import trusted_normal
+from ..distributions._normal import trusted_normal
 from ._posterior import Posterior, trailing
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
 from ..distributions import HierarchicalNormal, NormalMixture, Radial, hierarchical_kl_bound
-from ..distributions._divergence import exact_sum, innermost, trusted_normal
+from ..distributions._normal import innermost, trusted_normal
 from ..estimators import Estimated, Estimator
 from ..estimators._estimator import one_weight
+from ..kernels import exact_sum
 
 
 class Pruned(Estimated):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributions import Radial
-from ..distributions._divergence import trusted_normal
+from ..distributions._normal import trusted_normal
 from ._posterior import Posterior
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pyro.distributions import TorchDistribution
 
-from .._torch import is_transformed
-from ..distributions._joint import MAX_SIZE, Joint
+from ..distributions._joint import Joint
 from ..estimators import Shared
+from ..kernels import MAX_SIZE, is_plain
 from ._normal import NormalPosterior
 from ._posterior import Posterior
 
@@ -26,7 +26,7 @@ def distributions(
     """
     posteriors = list(posteriors)
     small: dict[Any, list[Posterior]] = defaultdict(list)
-    for posterior in () if is_transformed() else posteriors:
+    for posterior in () if is_plain() else posteriors:
         if _joins(posterior):
             loc: Any = posterior._parameters["loc_unconstrained"]
             quantity = Shared.quantity if shared else posterior.estimator.quantity

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from ..._torch import is_transformed
-from ...distributions._divergence import trusted_normal
-from ...distributions._joint import MAX_SIZE
+from ...distributions._normal import trusted_normal
+from ...kernels import MAX_SIZE
 from ...posteriors import Posterior
 from .._checks import check_broadcasts, check_finite, check_variances
 from .._variational import REDUCTIONS, VariationalLayer

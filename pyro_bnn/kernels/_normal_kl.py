@@ -1,0 +1,120 @@
+"""The KL divergence of Normals, of all entries together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._torch import is_transformed
+from ._sums import exact_sum, sum_by_blocks
+from ._switch import is_plain
+
+
+def gaussian_kl(
+    loc: Tensor,
+    scale: Tensor,
+    prior_loc: Tensor,
+    prior_scale: Tensor,
+    share: float = 1.0,
+    constant: float = 0.0,
+) -> Tensor:
+    r"""Sum over all entries of what depends on the parameters in the KL divergence from a Normal.
+
+    .. math::
+        a + \sum_i \log\frac{s_i}{\sigma_i} + \frac c2 \Big(\frac{\sigma_i^2}{s_i^2} - 1\Big)
+        + \frac{(\mu_i - m_i)^2}{2 s_i^2}
+
+    Each entry's part of it is computed from :math:`\sigma_i / s_i - 1` and
+    :math:`(\mu_i - m_i) / s_i`, so that nothing is left where the two distributions are the same.
+
+    Args:
+        loc, scale: :math:`\mu` and :math:`\sigma` of the posterior.
+        prior_loc, prior_scale: :math:`m` and :math:`s`, of the same shape; they may be expanded.
+        share: the variance of an entry in units of :math:`\sigma^2`, :math:`c`.
+        constant: what does not depend on the parameters, :math:`a`.
+
+    Returns:
+        A scalar in nats; in float32 for parameters of lower precision, since a sum of that many
+        terms has more digits than these have.
+    """
+    inputs: Any = (loc, scale, unexpanded(prior_loc), unexpanded(prior_scale))
+    if loc.dtype in (torch.float16, torch.bfloat16):
+        inputs = (t.float() for t in inputs)
+    function: Any = _formula if is_plain() else _GaussianKL.apply
+    return function(*inputs, share, constant)
+
+
+def _formula(
+    loc: Tensor,
+    scale: Tensor,
+    prior_loc: Tensor,
+    prior_scale: Tensor,
+    share: float,
+    constant: float,
+) -> Tensor:
+    means = sum_by_blocks(_sum_of_means, loc, prior_loc, prior_scale)
+    return means + sum_by_blocks(partial(_sum_of_scales, share), scale, prior_scale) + constant
+
+
+def _sum_of_means(loc: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    return 0.5 * exact_sum((centered(loc, prior_loc) / prior_scale).square())
+
+
+def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
+    ratio = scale / prior_scale
+    return exact_sum(share * _half_excess(ratio) - ratio.log())
+
+
+class _GaussianKL(Function):
+    """Composed of torch's own operations it would be some ten passes, each with a backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, ctx.share, _ = inputs
+        ctx.save_for_backward(*tensors)
+        return _formula(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        loc, scale, prior_loc, prior_scale = ctx.saved_tensors
+        _, _, wants_prior_loc, wants_prior_scale, *_ = ctx.needs_input_grad
+        by_prior_loc = by_prior_scale = None
+        weight = grad / prior_scale.square()
+        by_loc = centered(loc, prior_loc) * weight
+        by_scale = scale * (weight if ctx.share == 1 else ctx.share * weight)
+        by_scale = by_scale.addcdiv_(grad, scale, value=-1)
+        if wants_prior_loc:
+            by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
+        if wants_prior_scale:
+            # The terms depend on (loc - prior_loc) / prior_scale and on scale / prior_scale alone.
+            terms = (loc - prior_loc) * by_loc + scale * by_scale
+            by_prior_scale = -(terms / prior_scale).sum_to_size(prior_scale.shape)
+        return by_loc, by_scale, by_prior_loc, by_prior_scale, None, None
+
+
+def entry_kl(loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """The KL divergence of each entry."""
+    deviation, ratio = (loc - prior_loc) / prior_scale, scale / prior_scale
+    return torch.add(_half_excess(ratio) - ratio.log(), deviation.square(), alpha=0.5)
+
+
+def _half_excess(ratio: Tensor) -> Tensor:
+    """Half of what its square exceeds 1 by."""
+    excess = ratio - 1  # exact near 1, where the terms of the KL divergence cancel
+    return torch.addcmul(excess, excess, excess, value=0.5)
+
+
+def centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
+    """``loc - prior_loc``, which most often is ``loc``."""
+    if prior_loc.dim() or not prior_loc.is_cpu or prior_loc.requires_grad or is_transformed():
+        return loc - prior_loc
+    return loc - prior_loc if prior_loc.item() else loc
+
+
+def unexpanded(x: Tensor) -> Tensor:
+    """``x`` as a scalar, if it is one that has been expanded."""
+    return x.as_strided((), ()) if x.numel() > 1 and not any(x.stride()) else x
