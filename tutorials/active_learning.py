@@ -47,7 +47,8 @@ def run(seed: int, is_active: bool) -> list[float]:
 
 
 # %%
-# There are 20 labels at first, and ten more in each round. A new network is trained each time.
+# There are 20 labels at first, and ten more in each round. A new network is trained each time. The
+# mutual information is a field of the :class:`~pyro_bnn.models.Prediction`.
 
 asked = START + EACH * torch.arange(ROUNDS)
 curves = {

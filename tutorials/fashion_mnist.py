@@ -42,8 +42,9 @@ for _ in range(NUM_STEPS):
     optimizer.step()
 
 # %%
-# The same network, made Bayesian. With flipout, each image has another weight, so that gradients
-# have less noise (:doc:`/estimators`).
+# The same network, made Bayesian: its convolutions become :class:`~pyro_bnn.nn.BayesianConv2d`.
+# With :class:`~pyro_bnn.estimators.Flipout`, each image has another weight, so that gradients have
+# less noise (:doc:`/estimators`).
 
 model = BNN(bayesianize(network()), likelihoods.Categorical())
 guide = AutoFlipout(model)

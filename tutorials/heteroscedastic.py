@@ -24,7 +24,8 @@ income, food = tensor(households[["income"]]), tensor(households["foodexp"])
 
 # %%
 # Inputs are standardised, and targets scaled to the order of 1. A prior with an unknown scale works
-# well for few data (:doc:`/defaults`). The two models differ in their likelihood and in the number
+# well for few data (:doc:`/defaults`). ``bayesianize`` turns each layer into a
+# :class:`~pyro_bnn.nn.BayesianLinear`. The two models differ in their likelihood and in the number
 # of outputs per row that it needs: one or two.
 
 

@@ -35,7 +35,8 @@ for _ in range(few(500, 50)):
 # Then three Bayesian networks are trained: one with the usual prior and a random start; one with
 # the usual prior and a guide that starts at the trained weights; and one with MOPED, whose prior is
 # centred at the trained weights and whose initial scales are proportional to them. There is no
-# warm-up of the KL divergence, so that the ELBOs can be compared from the first step.
+# warm-up of the KL divergence, so that the ELBOs (:class:`~pyro_bnn.infer.TraceKL_ELBO`) in the
+# :class:`~pyro_bnn.models.History` can be compared from the first step.
 
 STARTS = {
     "random start": (bayesianize(fresh), {}),

@@ -32,6 +32,11 @@ x, y = windows[:, :-1], windows[:, -1]
 test = x[-HELD_OUT:], y[-HELD_OUT:]
 
 
+# %%
+# ``bayesianize`` turns the LSTM into a :class:`~pyro_bnn.nn.BayesianLSTM`, whose weights are
+# sampled once for a window.
+
+
 class Forecaster(nn.Module):
     """The next value: the last one plus a change that an LSTM computes from the window."""
 

@@ -61,9 +61,9 @@ print(table(rows))
 
 # %%
 # The ELBO, in nats per year, measures the approximation of one model, so that the first five rows
-# can be compared. (The ELBO of mixtures uses an upper bound of the KL divergence, and radial
-# posteriors cannot equal their prior; see :doc:`/posteriors`.) The last row is another model, with
-# fewer random weights.
+# can be compared. (The ELBO of a :class:`~pyro_bnn.posteriors.MixturePosterior` uses an upper bound
+# of the KL divergence, and a :class:`~pyro_bnn.posteriors.RadialPosterior` cannot equal its prior;
+# see :doc:`/posteriors`.) The last row is another model, with fewer random weights.
 #
 # Look at the dark bands in the hidden years (red circles). They show the uncertainty about the
 # mean, which independent weights express badly (:doc:`/mean_field`).
