@@ -152,4 +152,5 @@ def is_real(support: constraints.Constraint) -> bool:
     """Whether a constraint is none: every real number, in any number of dimensions."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    # Not `is`: copies and what is unpickled have constraints of their own.
+    return isinstance(support, type(constraints.real))
