@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pyro.distributions as dist
 import pytest
@@ -128,6 +130,16 @@ def test_constrained_density_integrates_to_one():
     x = torch.linspace(1e-6, 20, 200_001, dtype=torch.float64)
     mass = torch.trapezoid(posterior.distribution().log_prob(x).exp(), x)
     assert mass.item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))])
+def test_copies_are_read_as_fast(copied, monkeypatch):
+    posterior = copied(NormalPosterior(torch.zeros(2), 0.1))
+    support = constraints.independent(constraints.real, 1)
+    vector = copied(ConstrainedPosterior(torch.zeros(2), 0.1, support=support))
+    monkeypatch.delattr("pyro_bnn.posteriors._posterior.transform_to")  # which is looked up
+    torch.testing.assert_close(posterior.base().stddev, torch.full((2,), 0.1))
+    assert type(vector.distribution()) is type(posterior.distribution())  # no transformed one
 
 
 def test_base_class_is_abstract_in_what_matters():

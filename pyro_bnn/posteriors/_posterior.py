@@ -22,6 +22,8 @@ from ._pruned import Pruned
 from ._states import ChecksStates
 
 _SHARED = Shared()
+# Compared by type: copies and what is unpickled have constraints of their own.
+_REAL, _SOFTPLUS = type(constraints.real), type(constraints.softplus_positive)
 
 
 class Posterior(ChecksStates, PyroModule):
@@ -197,9 +199,9 @@ class Posterior(ChecksStates, PyroModule):
             return getattr(self, name)
         constraint, event_dim = self._pyro_params[name]
         raw: Any = self._parameters[name + "_unconstrained"]
-        if constraint is constraints.real:
+        if type(constraint) is _REAL:
             value = raw
-        elif constraint is constraints.softplus_positive:
+        elif type(constraint) is _SOFTPLUS:
             value = F.softplus(raw)  # its transform, without making and looking one up
         else:
             value = transform_to(constraint)(raw)
