@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from kinds import GUIDES
-from models import bayesian_mlp
+from models import bayesian_mlp, within
 from pyro import poutine
+from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.infer.autoguide import init_to_feasible, init_to_median, init_to_sample, init_to_value
 from pyro.infer.reparam import DiscreteCosineReparam, HaarReparam, LatentStableReparam
 from pyro.nn import PyroModule
@@ -160,3 +161,29 @@ def test_the_weights_of_a_network_under_a_reparameterizer():
     drawn = guide_trace.nodes["0.weight_dct"]["value"] + 0
     expected = DiscreteCosineReparam().transform.inv(drawn)
     torch.testing.assert_close(trace.nodes["0.weight"]["value"], expected)
+
+
+class Walk(ForecastingModel):
+    """A random walk, whose steps beyond the data are drawn from the prior."""
+
+    def model(self, zero_data, covariates):
+        scale = pyro.sample("scale", dist.LogNormal(-3.0, 0.1))
+        with self.time_plate:
+            steps = pyro.sample("steps", dist.Normal(0.0, scale))
+        self.predict(dist.Normal(zero_data, 1e-3), steps.cumsum(-1).unsqueeze(-1))
+
+
+def test_forecasts():
+    data = torch.full((8, 1), 0.5)
+    model = Walk()
+    guide = AutoReparameterization(model, init_scale=1e-4)
+    kwargs = {"guide": guide, "num_steps": 1, "learning_rate": 1e-6, "log_every": 0}
+    forecaster = Forecaster(model, data, torch.zeros(8, 0), **kwargs)
+    assert set(guide) == {"scale", "steps"}
+    samples = forecaster(data, torch.zeros(11, 0), num_samples=500)
+    assert samples.shape == (500, 3, 1)
+    # It goes on from the mean of its steps so far, by steps of the scale that was learned.
+    last, scale = guide["steps"].median().sum(), guide["scale"].median()
+    variance = scale.square() * torch.arange(1, 4).unsqueeze(-1)
+    assert within(samples, last.expand(3, 1))
+    assert within((samples - last).square(), variance)
