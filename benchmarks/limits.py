@@ -105,13 +105,13 @@ def phases(workload: Workload, guide: str, runs: int) -> Phases:
     for _ in range(runs):
         optimizer.zero_grad()
         with phase("scales, and draws of small weights"):
-            made = distributions(posterior for posterior, *_ in model._sites)
+            made = distributions(site.posterior for site in model._sites)
         with phase("divergences"):
             kl = model._kl_before_draws(made)
         with phase("draws of large weights"):
             twins = model._twins()
-            for (_, _, i, key), q in zip(model._sites, made, strict=True):
-                twins[i].__dict__[key] = q.rsample()
+            for i, site, q in zip(model._indices, model._sites, made, strict=True):
+                twins[i].__dict__[site.key] = q.rsample()
         with phase("network and loss"):
             loss = workload.loss(twins[-1](x), y) + kl / NUM_DATA
         with phase("backward"):

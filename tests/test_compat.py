@@ -351,7 +351,7 @@ def test_a_draw_outlives_the_call_for_nobody():
     module = Standalone(net, AutoLRT(net))
     with pytest.raises(ValueError, match="features"):
         module(torch.ones(2, 5))
-    twin = module._twin._modules["0"]
+    twin = module._lasting[-1]._modules["0"]
     assert not any(isinstance(v, Draw) for v in twin.__dict__.values())
 
 

@@ -43,7 +43,7 @@ def deep(kind):
 
 def layers(kind):
     mixed = bayesian_torch.LinearFlipout(SIZE, SIZE), bensemble.BayesianLinear(SIZE, SIZE)
-    return WithKL(nn.Sequential(*mixed)).net
+    return WithKL(nn.Sequential(*mixed))
 
 
 def predictive(net, guide):
@@ -79,7 +79,7 @@ FORMS = {
     "joint": lambda kind, x: TraceKL_ELBO()(*deep(kind))(x).backward(),
     "predictive": lambda kind, x: predictive(*small(kind))(x),
     "standalone": lambda kind, x: loss_of(Standalone(*small(kind))(x)),
-    "with_kl": lambda kind, x: loss_of(WithKL(layers(kind))(x)),
+    "with_kl": lambda kind, x: loss_of(layers(kind)(x)),
     "to_pyro": lambda kind, x: TraceKL_ELBO()(*to_pyro(layers(kind)))(x).backward(),
     "deepcopy": lambda kind, x: copy.deepcopy(TraceKL_ELBO()(*small(kind)))(x).backward(),
     "pickle": pickled,
@@ -122,7 +122,7 @@ STEPS = {
         TraceKL_ELBO()(*deep(kind)),
     ),
     "standalone": lambda kind: (lambda m, x: loss_of(m(x)), Standalone(*deep(kind))),
-    "with_kl": lambda kind: (lambda m, x: loss_of(m(x)), WithKL(layers(kind))),
+    "with_kl": lambda kind: (lambda m, x: loss_of(m(x)), layers(kind)),
     "predictive": lambda kind: (
         lambda p, x: p(x),
         predictive(*deep(kind)),

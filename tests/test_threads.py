@@ -189,7 +189,7 @@ def test_replicas_have_twins_of_their_own(kind):
     module = standalone(kind)
     replicas = [module._replicate_for_data_parallel() for _ in range(2)]
     for one, other in ((module, replicas[0]), replicas):
-        assert one._twin is not other._twin
+        assert one._lasting[-1] is not other._lasting[-1]
         assert one._sites is not other._sites
     x = torch.ones(4, 3)
     iterator = iter(replicas)

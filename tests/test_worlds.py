@@ -64,8 +64,7 @@ def train_in_torch(net, x, y, steps):
 
 
 def in_pyro(net):
-    WithKL(net)  # the layers return outputs alone
-    return to_pyro(net, Model)
+    return to_pyro(WithKL(net), Model)
 
 
 def train_in_pyro(net, x, y, steps):
@@ -87,7 +86,7 @@ def test_shares_parameters_and_numbers(make):
     net = make()
     x, _ = data()
     whole = WithKL(net)
-    pyro_net, guide = to_pyro(net)
+    pyro_net, guide = to_pyro(whole)
     assert {id(p) for p in [*pyro_net.parameters(), *guide.parameters()]} == {
         id(p) for p in net.parameters()
     }
@@ -96,12 +95,13 @@ def test_shares_parameters_and_numbers(make):
     kl = whole(x)[1]
     torch.testing.assert_close(Standalone(pyro_net, guide)(x)[1], kl)
     torch.testing.assert_close(torch.tensor(TraceKL_ELBO().loss(pyro_net, guide, x)), kl.detach())
-    before = net[0](x).mean().item()
+    output = lambda: whole(x)[0].mean().item()
+    before = output()
     with torch.no_grad():
         for name, p in guide.named_parameters():
             if name.endswith("bias.loc_unconstrained"):
                 p.add_(50.0)
-    assert net[0](x).mean().item() > before + 30
+    assert output() > before + 30
     draws = Predictive(pyro_net, guide=guide, num_samples=5, return_sites=["_RETURN"])(x)
     assert draws["_RETURN"].shape == (5, 20, 1)
     assert not any(isinstance(m, PyroModule) for m in net.modules())
@@ -137,8 +137,7 @@ def test_half_the_steps_in_each_world(make):
 def test_a_function_and_other_latent_variables():
     x, y = data()
     net = network("Flipout")
-    WithKL(net)
-    pyro_net, guide = to_pyro(net)
+    pyro_net, guide = to_pyro(WithKL(net))
 
     def model(x, y=None):
         mean = pyro_net(x).squeeze(-1)
@@ -161,7 +160,7 @@ def test_a_function_and_other_latent_variables():
 
         return model
 
-    model, guide = to_pyro(net, with_noise)
+    model, guide = to_pyro(WithKL(net), with_noise)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), TraceKL_ELBO())
     assert svi.step(x, y) > 0
     assert set(guide) == {"0.weight", "0.bias", "3.weight", "3.bias", "noise"}
@@ -281,3 +280,62 @@ def test_shared_layers_count_once():
     assert pyro_net[0] is pyro_net[2]
     assert len(list(guide)) == 2
     assert TraceKL_ELBO().loss(pyro_net, guide, x) == pytest.approx(layer.kl_loss().item())
+
+
+@EACH
+def test_wrapping_leaves_the_network_as_it_is(make):
+    net, x = make(), torch.randn(4, 3)
+    layer = net[0]
+    states = [dict(vars(module)) for module in net.modules()]
+    before = type(layer(x))
+    whole = WithKL(net)
+    to_pyro(whole)
+    whole(x)
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    assert compiled(x)[0].shape == (4, 1)
+    torch.compiler.reset()
+    assert type(layer(x)) is before
+    assert [dict(vars(module)) for module in net.modules()] == states
+
+
+@pytest.mark.parametrize("layer", [bayesian_torch.LinearFlipout, bensemble.BayesianLinear])
+def test_a_layer_that_is_used_twice_is_drawn_once(layer):
+    layer = layer(3, 3)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return torch.stack([self.layer(x), self.layer(x)])
+
+    net = Twice()
+    x = torch.randn(4, 3)
+    (first, again), _ = WithKL(net)(x)
+    torch.testing.assert_close(first, again)
+    (second, _), _ = WithKL(net)(x)
+    assert not torch.equal(first, second)
+
+
+def test_a_layer_that_takes_the_place_of_another_counts():
+    net, x = nn.Sequential(bensemble.BayesianLinear(3, 2), nn.Tanh()), torch.randn(4, 3)
+    whole = WithKL(net)
+    whole(x)
+    net[0] = bensemble.BayesianLinear(3, 5, init_sigma=0.3)
+    out, kl = whole(x)
+    assert out.shape == (4, 5)
+    torch.testing.assert_close(kl, net[0].kl_divergence())
+
+
+def test_sample_statements_are_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = bensemble.BayesianLinear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x) + pyro.sample("noise", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="samples `noise` in its forward"):
+        WithKL(Net())(torch.ones(4, 3))

@@ -2,6 +2,6 @@
 
 from . import bayesian_torch, bensemble
 from ._standalone import Standalone
-from ._worlds import WithKL, to_pyro
+from ._with_kl import WithKL, to_pyro
 
 __all__ = ["Standalone", "WithKL", "bayesian_torch", "bensemble", "to_pyro"]

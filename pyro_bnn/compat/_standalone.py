@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from .._threads import PYRO
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
 from ..guides._saving import check_load
@@ -19,8 +17,7 @@ from ..infer._kl import analytic_kl, kl, total_kl
 from ..nn._layer import SitePrior
 from ..nn._prior import Prior
 from ..posteriors import Posterior
-from ..posteriors._together import distributions
-from ._training import ReturnsKL
+from ._returns_kl import ReturnsKL, Site
 from ._twin import Twins
 
 
@@ -64,13 +61,8 @@ class Standalone(ReturnsKL):
         (torch.Size([5, 2]), torch.Size([]))
     """
 
-    _net: nn.Module  # what the following is made for
-    _twins: Twins
-    _lasting: list[Any]  # for the compiler
-    _twin: nn.Module  # the last of them
-    _sites: list[tuple[Posterior, Any, int, str]]  # with the module, its index among twins, a key
+    _made_for: nn.Module
     _late: set[int]  # sites whose KL divergence has no formula, or a prior that depends on draws
-    _checked: bool
 
     def __init__(
         self,
@@ -87,80 +79,50 @@ class Standalone(ReturnsKL):
         self.sample = sample
         self._set_up()
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        if self._net is not self._modules["net"]:  # as in the copies of `nn.DataParallel`
-            self._set_up()
-        sites, shared = self._sites, self.guide.is_shared
-        if self.sample:
-            posteriors = distributions((posterior for posterior, *_ in sites), shared=shared)
-        else:
-            posteriors = [posterior.distribution(shared=shared) for posterior, *_ in sites]
-        # Autograd goes backwards: KL divergences that come first are differentiated last, when the
-        # draws and their noise are no longer in memory.
-        total = self._kl_before_draws(posteriors)
-        if self.sample:
-            values = [q.rsample() for q in posteriors]
-        else:
-            values = [posterior.center() for posterior, *_ in sites]
-        compiles = torch.compiler.is_compiling()  # which makes no modules
-        twins = self._lasting if compiles else self._twins()
-        try:
-            for (_, _, i, key), value in zip(sites, values, strict=True):
-                # A plain tensor may have to be another one where activations are recomputed.
-                is_plain = type(value) is Tensor and not compiles
-                state = twins[i].__dict__
-                (state["_drawn"] if is_plain else state)[key] = value
-            output = self._run(twins[-1], *args, **kwargs)
-            for k in self._late:
-                _, _, i, key = sites[k]
-                prior = _prior(twins[i], key)
-                total = total + kl(posteriors[k], prior, values[k]).value.sum()
-        finally:
-            if compiles:
-                for _, _, i, key in sites:
-                    twins[i].__dict__.pop(key, None)
-        return output, self._weighted(total)
+    def _is_current(self) -> bool:
+        return self._made_for is self._modules["net"]  # unlike in the copies of `nn.DataParallel`
 
-    def _trained_posteriors(self) -> Iterable[Posterior]:
-        return (self.guide[name] for name in self.guide)
+    @property
+    def _shared(self) -> bool:
+        return self.guide.is_shared
 
-    def _run(self, twin: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self._checked or torch.compiler.is_compiling():
-            return twin(*args, **kwargs)
-        with PYRO, _NoSample():
-            output = twin(*args, **kwargs)
-        self.__dict__["_checked"] = True
-        return output
+    def _is_random(self, module: Any) -> bool:
+        return self.sample
 
     def _kl_before_draws(self, posteriors: list[Any]) -> Tensor:
         pairs = [
-            (q, _prior(module, key))
-            for i, (q, (_, module, _, key)) in enumerate(zip(posteriors, self._sites, strict=True))
+            (q, _prior(site.module, site.key))
+            for i, (q, site) in enumerate(zip(posteriors, self._sites, strict=True))
             if i not in self._late
         ]
         return total_kl(pairs)
 
+    def _add_kl_of_draws(
+        self, total: Tensor, twins: list[Any], posteriors: list[Any], values: list[Any]
+    ) -> Tensor:
+        for k in self._late:
+            prior = _prior(twins[self._indices[k]], self._sites[k].key)
+            total = total + kl(posteriors[k], prior, values[k]).value.sum()
+        return total
+
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        return (self.guide[name] for name in self.guide)
+
     def _set_up(self) -> None:
-        # Kept out of the registered modules: it is the network once more.
-        state = self.__dict__
-        state.pop("_watched", None)
-        state["_checked"] = False
-        state["_net"] = self.net
-        state["_twins"] = twins = Twins(self.net, PyroModule, Prior)
-        state["_lasting"] = twins.lasting()
-        state["_twin"] = state["_lasting"][-1]
         attributes = list(sample_attributes(self.net))
-        state["_sites"] = [
-            (self.guide[name], module, twins.index[id(module)], key)
-            for name, module, key, _ in attributes
-        ]
+        sites = [Site(self.guide[name], module, key) for name, module, key, _ in attributes]
+        self._set_sites(sites, Twins(self.net, PyroModule, Prior))
+        self.__dict__["_made_for"] = self.net
         with torch.no_grad():
             # Torch looks a formula up in a way that does not compile, but remembers what it found.
-            kls = [analytic_kl(self.guide[name].distribution(), p) for name, _, _, p in attributes]
-        state["_late"] = {
+            kls = [
+                analytic_kl(site.posterior.distribution(), prior)
+                for site, (*_, prior) in zip(sites, attributes, strict=True)
+            ]
+        self.__dict__["_late"] = {
             i
-            for i, (kl, (_, module, key, _)) in enumerate(zip(kls, attributes, strict=True))
-            if kl is None or not _is_fixed(module, key)
+            for i, (kl, site) in enumerate(zip(kls, sites, strict=True))
+            if kl is None or not _is_fixed(site.module, site.key)
         }
 
     def load_state_dict(
@@ -169,31 +131,6 @@ class Standalone(ReturnsKL):
         """Loads a state whole or, if there is an error, not at all; see that of the guides."""
         check_load(self, state_dict, strict)
         return super().load_state_dict(state_dict, strict, assign)
-
-    def _replicate_for_data_parallel(self) -> Any:
-        replica: Any = super()._replicate_for_data_parallel()
-        replica._set_up()
-        return replica
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _MADE}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._set_up()
-
-
-_MADE = ("_net", "_twins", "_lasting", "_twin", "_sites", "_late", "_watched")
-
-
-class _NoSample(Messenger):
-    """Without handlers, a sample statement would draw from the prior, silently."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        raise ValueError(
-            f"`net` samples `{msg['name']}` in its forward, which only a Pyro model can: make it "
-            "a PyroSample attribute, or train by SVI"
-        )
 
 
 def _is_fixed(module: Any, key: str) -> bool:

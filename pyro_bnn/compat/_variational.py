@@ -10,9 +10,9 @@ from pyro.distributions import Independent
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from .._recomputation import again, in_step, is_recomputing, unseen
 from ..infer._kl import add_up
 from ..posteriors import Posterior
+from ._returns_kl import state_to_pickle
 from ._twin import twin
 
 REDUCTIONS = ("sum", "mean")
@@ -33,8 +33,6 @@ class VariationalLayer(nn.Module):
     kl_reduction = "sum"
     dnn_to_bnn_flag = False
     _posteriors: dict[str, Posterior] = {}
-    #: The posteriors of a forward pass, while a network runs that draws and compares all of them.
-    _given: dict[str, Distribution] | None = None
 
     def _randomize(
         self,
@@ -85,37 +83,27 @@ class VariationalLayer(nn.Module):
         holder, own = self._holder(name)
         return getattr(holder, own)
 
+    @property
+    def _is_random(self) -> bool:
+        """Whether a forward pass draws the weights, or takes the means of their posteriors."""
+        return True
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether this is a twin with draws, whose KL divergence a :class:`WithKL` returns."""
+        return bool(self._posteriors) and "_drawn" in self.__dict__
+
     def _distributions(self) -> dict[str, Distribution]:
         """The posteriors as they are now."""
-        if self._given is not None:
-            return self._given
         return {key: q.distribution() for key, q in self._posteriors.items()}
 
     def _draws(self, posteriors: Mapping[str, Distribution]) -> dict[str, Tensor]:
-        """One draw of each weight; where activations are recomputed, the one that made them."""
-        if self._given is None or torch.compiler.is_compiling():
-            return {key: q.rsample() for key, q in posteriors.items()}
-        # Posteriors of a whole network are made, and some are drawn, ahead of its layers.
-        made = self.__dict__.setdefault("_made", [])
-        if not is_recomputing():
-            with unseen(), torch.set_grad_enabled(self.__dict__["_has_graph"]):
-                made.append({key: q.rsample() for key, q in posteriors.items()})
-            return made[-1]
-        if len(made) != 1:
-            raise ValueError(
-                f"a {type(self).__name__} that is called {len(made)} times in a pass of its "
-                "network, with as many draws, is in an activation checkpoint: call it in there "
-                "once, or without `WithKL`"
-            )
-        draws = made[0]
-        for key, q in posteriors.items():
-            if type(draws[key]) is Tensor:
-                in_step(draws[key], q.rsample)
-        return {key: again(value) for key, value in draws.items()}
+        """One draw of each weight."""
+        return {key: q.rsample() for key, q in posteriors.items()}
 
     def _output(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The forward of torch's layer, with these weights."""
-        if not values:  # another world has put its own there
+        if not values:  # a Pyro model, which draws them (`to_pyro`)
             return self._run(*args, **kwargs)
         if not torch.compiler.is_compiling():  # which makes no modules
             body = twin(self)
@@ -184,13 +172,6 @@ class VariationalLayer(nn.Module):
                 f"its mean is `{self._name(name, self.PARTS['loc'])}`"
             )
         return super().__getattr__(name)
-
-
-def state_to_pickle(module: nn.Module) -> dict[str, Any]:
-    """The state of a module whose parameters may have been in Pyro, too."""
-    for parameter in module.parameters():  # Pyro leaves references that do not pickle
-        parameter.__dict__.pop("unconstrained", None)
-    return module.__dict__.copy()
 
 
 class _Borrowed(MutableMapping[str, Any]):

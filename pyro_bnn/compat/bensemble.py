@@ -51,8 +51,14 @@ class BaseBayesianLayer(VariationalLayer):
         check_positive(prior_sigma=prior_sigma)
         self.prior_sigma = prior_sigma
 
+    @property
+    def _is_random(self) -> bool:
+        return self.training
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self._is_drawn:
+            return self._run(x)
+        if self._is_random:
             values = self._draws(self._distributions())
         else:
             values = {key: q.center() for key, q in self._posteriors.items()}

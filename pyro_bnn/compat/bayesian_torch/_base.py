@@ -57,6 +57,8 @@ class BaseVariationalLayer_(VariationalLayer):
         return self._kl(self._distributions())
 
     def forward(self, input: Tensor, return_kl: bool = True) -> Any:
+        if self._is_drawn:
+            return self._run(input)
         posteriors = self._distributions()
         output = self._output(self._draws(posteriors), input)
         return (output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output

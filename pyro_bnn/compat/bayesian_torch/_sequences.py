@@ -61,6 +61,8 @@ class Sequences(VariationalLayer):
             ``h, (h, c), kl`` with ``h`` and ``c`` of shape ``(batch, steps, out_features)``, or
             ``h, (h, c)`` without ``return_kl``.
         """
+        if self._is_drawn:
+            return self._run(X, hidden_states)
         posteriors = self._distributions()
         output = self._output(self._draws(posteriors), X, hidden_states)
         return (*output, self._kl(posteriors)) if return_kl and not self.dnn_to_bnn_flag else output

@@ -1,16 +1,15 @@
-"""Networks of layers that own their posteriors, as a whole: in plain torch, and in Pyro."""
+"""Networks of layers with posteriors of their own, as a whole: in plain torch, and in Pyro."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from operator import is_
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ..conversion._pyro_modules import join, make_pyro, make_random
 from ..conversion._weights import copied
@@ -20,17 +19,18 @@ from ..infer._kl import add_up, total_kl
 from ..nn._prior import Prior
 from ..posteriors import Posterior
 from ..posteriors._together import distributions
-from ._training import ReturnsKL
+from ._returns_kl import ReturnsKL, Site
 from ._twin import Twins
-from ._variational import VariationalLayer, state_to_pickle
+from ._variational import VariationalLayer
 
 
 class WithKL(ReturnsKL):
     r"""A network of layers of :mod:`pyro_bnn.compat` that returns ``(output, kl)`` as a whole.
 
-    From then on the layers return their outputs alone, as torch's do, so that they fit into
-    ``nn.Sequential`` and into any other network. The loss of a mini-batch of ``B`` out of ``N``
-    data is ``N / B * nll + kl``.
+    In there the layers return their outputs alone, as torch's do, so that they fit into
+    ``nn.Sequential`` and into any other network. A weight is drawn once for a call, however often
+    its layer is used. The loss of a mini-batch of ``B`` out of ``N`` data is ``N / B * nll + kl``.
+    ``net`` itself stays as it is: what its layers return elsewhere is what they returned.
 
     Args:
         net: a network with such layers, however deep inside; shared, not copied.
@@ -43,7 +43,8 @@ class WithKL(ReturnsKL):
 
     Raises:
         ValueError: if the network has no such layer, or ``kl_weight`` is negative or not finite; in
-            a backward pass through ``kl`` that is not compiled, if a gradient is not finite.
+            the first call, if the network calls ``pyro.sample`` itself; in a backward pass through
+            ``kl`` that is not compiled, if a gradient is not finite.
 
     Example:
         >>> net = torch.nn.Sequential(LinearFlipout(3, 4), torch.nn.ReLU(), LSTMRadial(4, 2))
@@ -52,70 +53,35 @@ class WithKL(ReturnsKL):
         (torch.Size([5, 7, 2]), torch.Size([]))
     """
 
+    _made_for: list[VariationalLayer]
+
     def __init__(self, net: nn.Module, *, kl_weight: float = 1.0) -> None:
         super().__init__(kl_weight)
-        for _, layer in _layers(net):
-            layer.dnn_to_bnn_flag = True
+        _layers(net)
         self.net = net
+        self._set_up()
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        layers = [layer for _, layer in _layers(self.net)]
-        made = iter(distributions(q for layer in layers for q in layer._posteriors.values()))
-        given: list[tuple[VariationalLayer, dict[str, Distribution]]] = [
-            (layer, {key: next(made) for key in layer._posteriors}) for layer in layers
-        ]
-        # First, as in `Standalone`, since autograd goes backwards.
-        kl = _total(given)
-        net, bodies = self._bodies(layers)
-        try:
-            for body, (_, posteriors) in zip(bodies, given, strict=True):
-                body.__dict__["_given"] = posteriors  # each is made once, not again for its KL
-                # An activation checkpoint with reentrance has none at first.
-                body.__dict__["_has_graph"] = torch.is_grad_enabled()
-            return net(*args, **kwargs), self._weighted(kl)
-        finally:
-            if bodies is layers:
-                for layer in layers:
-                    layer.__dict__.pop("_given", None)
-                    layer.__dict__.pop("_has_graph", None)
+    def _is_current(self) -> bool:
+        layers = _layers(self.net)
+        return len(layers) == len(self._made_for) and all(map(is_, layers, self._made_for))
 
-    def _bodies(self, layers: list[VariationalLayer]) -> tuple[nn.Module, list[Any]]:
-        """The network and its layers, for one call."""
-        if torch.compiler.is_compiling():  # which makes no modules
-            return self.net, layers
-        known, twins = self.__dict__.get("_twins", ((), None))
-        if len(known) != len(layers) or not all(map(is_, known, layers)):
-            twins = Twins(self.net, VariationalLayer)
-            self.__dict__.pop("_watched", None)
-            self.__dict__["_twins"] = layers, twins
-        made = twins()
-        return made[-1], [made[twins.index[id(layer)]] for layer in layers]
+    def _set_up(self) -> None:
+        layers = self.__dict__["_made_for"] = _layers(self.net)
+        sites = [Site(q, layer, key) for layer in layers for key, q in layer._posteriors.items()]
+        self._set_sites(sites, Twins(self.net, VariationalLayer))
 
-    def _trained_posteriors(self) -> Iterable[Posterior]:
-        return (q for _, layer in _layers(self.net) for q in layer._posteriors.values())
+    def _is_random(self, module: VariationalLayer) -> bool:
+        return module._is_random
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in state_to_pickle(self).items() if k not in _MADE}
-
-    def _replicate_for_data_parallel(self) -> Any:
-        replica: Any = super()._replicate_for_data_parallel()
-        for name in _MADE:
-            replica.__dict__.pop(name, None)
-        return replica
-
-
-_MADE = ("_twins", "_watched")
-
-
-def _total(given: list[tuple[VariationalLayer, dict[str, Distribution]]]) -> Tensor:
-    apart = [layer._kl(posteriors) for layer, posteriors in given if layer._has_kl_of_its_own]
-    sums = total_kl(
-        layer._pair(key, q)
-        for layer, posteriors in given
-        if not layer._has_kl_of_its_own
-        for key, q in posteriors.items()
-    )
-    return add_up([*apart, sums])
+    def _kl_before_draws(self, posteriors: list[Any]) -> Tensor:
+        apart: dict[VariationalLayer, dict[str, Any]] = defaultdict(dict)
+        pairs = []
+        for (_, layer, key), q in zip(self._sites, posteriors, strict=True):
+            if layer._has_kl_of_its_own:
+                apart[layer][key] = q
+            else:
+                pairs.append(layer._pair(key, q))
+        return add_up([*(layer._kl(qs) for layer, qs in apart.items()), total_kl(pairs)])
 
 
 def to_pyro(
@@ -124,12 +90,12 @@ def to_pyro(
     """A network of layers of :mod:`pyro_bnn.compat` as a Pyro model, and a guide of it.
 
     They share their parameters with ``net``: what ``SVI`` trains, ``net`` has, and the other way
-    round. Layers return what they did, with a divergence of zero, since the guide's is the one that
-    counts, in nats whatever their ``kl_reduction``. ``Standalone(pyro_net, guide)`` goes back, as
-    does ``net`` itself.
+    round. Layers return what they do in ``net``, with a KL divergence of zero, since the guide's is
+    the one that counts, in nats whatever their ``kl_reduction``; those of ``WithKL(net)`` return
+    their outputs alone. ``Standalone(pyro_net, guide)`` goes back, as does ``net`` itself.
 
     Args:
-        net: a network with such layers, however deep inside.
+        net: a network with such layers, however deep inside, or a :class:`WithKL` of one.
         model: makes the whole model, with a likelihood, of the Pyro network: a PyroModule class, or
             a function that returns a function. By default the network itself is the model; its
             guide also fits functions that call the network and have no latent variables but its
@@ -149,13 +115,18 @@ def to_pyro(
         >>> list(guide)
         ['0.weight', '0.bias']
     """
+    is_whole = isinstance(net, WithKL)
+    net = net.net if isinstance(net, WithKL) else net
+    layers = _layers(net)
     memo: dict[int, Any] = {id(t): t for t in [*net.parameters(), *net.buffers()]}
-    memo |= {id(layer._posteriors): {} for _, layer in _layers(net)}
+    memo |= {id(layer._posteriors): {} for layer in layers}
     pyro_net: Any = copied(net, memo)
-    make_pyro(pyro_net, {id(memo[id(layer)]) for _, layer in _layers(net)})
+    make_pyro(pyro_net, {id(memo[id(layer)]) for layer in layers})
     posteriors = {}
-    for _, layer in _layers(net):
+    for layer in layers:
         twin = memo[id(layer)]
+        if is_whole:
+            twin.dnn_to_bnn_flag = True
         for key, q in layer._posteriors.items():
             loc = layer._get(layer._name(key, "mu"))
             make_random(twin, key, Prior(layer._prior(key), loc, 1, "prior"))
@@ -186,12 +157,8 @@ def _same(posterior: Posterior, *args: Any, **kwargs: Any) -> Posterior:
     return posterior
 
 
-def _layers(net: nn.Module) -> list[tuple[str, VariationalLayer]]:
-    layers = [
-        (path, layer)
-        for path, layer in net.named_modules()
-        if isinstance(layer, VariationalLayer) and layer._posteriors
-    ]
+def _layers(net: nn.Module) -> list[VariationalLayer]:
+    layers = [m for m in net.modules() if isinstance(m, VariationalLayer) and m._posteriors]
     if not layers:
         raise ValueError(
             "`net` has no layers of `pyro_bnn.compat`: build it of such, or use "
