@@ -68,10 +68,7 @@ class Laplace(_LocationScale):
     Args:
         loc: the mean :math:`\mu`.
         scale: the scale :math:`b`, positive; the standard deviation is :math:`\sqrt2\,b`.
-        learnable_scale: make the scale, one for the whole weight, a parameter.
-
-    Raises:
-        ValueError: if ``scale`` is not positive and finite, or ``loc`` not finite.
+        learnable_scale: as for :class:`Normal`, as are the errors.
     """
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:

@@ -1,5 +1,6 @@
 """How outputs are computed from a draw of a weight."""
 
+from . import _recurrent as _recurrent  # adds its rules to those of draws
 from ._draw import Draw, draw, linear, split_bias
 from ._estimator import Estimated, Estimator, Shared
 from ._flipout import Flipout

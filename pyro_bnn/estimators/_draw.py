@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._recomputation import again
 from .._torch import DisableTorchFunctionSubclass, FakeTensor, disable_current_modes
-from ._functions import METADATA, PLACES, PRODUCTS, RECURRENT, TRANSPOSES
+from ._functions import METADATA, PLACES, PRODUCTS, TRANSPOSES
 from ._inputs import problem
 from ._maps import LINEAR, LinearMap
 from ._one_weight import CONVOLUTIONS, Convolution, Lookup
@@ -204,13 +204,6 @@ def embedding(
     return apply_map(Lookup(padding_idx, scale_grad_by_freq, sparse), input, weight)
 
 
-def recurrent(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """One of torch's recurrent networks, whose weights may be draws."""
-    from ._recurrent import run  # which needs this module
-
-    return run(function, *args, **kwargs)
-
-
 def _is_transpose(input: Tensor, *dims: int, **named: int) -> bool:
     dims = dims + tuple(named.values()) or (0, 1)
     return isinstance(input, Draw) and input.dim() == 2 and {d % 2 for d in dims} == {0, 1}
@@ -220,9 +213,9 @@ def _factors(input: Tensor, *right: Tensor, **named: Tensor) -> tuple[Tensor, ..
     return input, *right, *named.values()  # torch's names of the right one differ
 
 
+# Others are added where they are (`_recurrent`), and by `register_map`.
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     F.embedding: embedding,
     **{function: partial(convolve, function) for function in CONVOLUTIONS},
-    **{function: partial(recurrent, function) for function in RECURRENT},
 }

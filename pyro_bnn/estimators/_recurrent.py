@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._draw import apply_map
+from ._draw import RULES, apply_map
+from ._functions import RECURRENT
 from ._maps import Steps
 from ._sampled import REMEDY
 
@@ -148,3 +150,6 @@ def _one_direction(
         outputs.reverse()
     state = tuple(torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True))
     return (torch.cat(outputs) if is_packed else torch.stack(outputs)), state
+
+
+RULES.update({function: partial(run, function) for function in RECURRENT})

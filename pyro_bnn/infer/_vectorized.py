@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from ..estimators._draw import recurrent
 from ..estimators._functions import RECURRENT
+from ..estimators._recurrent import run
 
 Samples = dict[str, Tensor]
 
@@ -61,7 +61,7 @@ class _Batched(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in RECURRENT:
-            return recurrent(func, *args)
+            return run(func, *args)
         if func is Tensor.clamp_:
             return args[0].copy_(torch.clamp(*args, **kwargs))
         if func is torch.binomial:  # its rule asks that both have samples

@@ -37,18 +37,11 @@ class BayesianConv2d(BayesianLayer, PyroModule[nn.Conv2d]):  # type: ignore[type
         out_channels: number of channels of an output.
         kernel_size: height and width of the kernel.
         stride, padding, dilation, groups, bias, padding_mode, device, dtype: of ``nn.Conv2d``.
-        prior: prior of the weight: a distribution that broadcasts to its shape
-            ``(out, in / groups, height, width)``, or a rule from :mod:`pyro_bnn.priors`; see
-            :doc:`/defaults` for the default.
-        bias_prior: likewise for the bias, of shape ``(out,)``.
-
-    Attributes:
-        weight_prior, bias_prior: modules whose buffers are the parameters of the priors.
+        prior, bias_prior: as for :class:`BayesianLinear`; the weight has the shape
+            ``(out, in / groups, height, width)``.
 
     Raises:
-        TypeError: if a prior is neither a distribution nor a rule.
-        ValueError: if a prior does not broadcast to its weight, if ``bias_prior`` is given with
-            ``bias=False``, and what ``nn.Conv2d`` raises.
+        TypeError, ValueError: as :class:`BayesianLinear`, and what ``nn.Conv2d`` raises.
 
     Example:
         >>> layer = BayesianConv2d(3, 8, kernel_size=3, prior=FanInNormal(2**0.5))

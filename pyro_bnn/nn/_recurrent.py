@@ -12,7 +12,7 @@ from torch import nn
 from ._layer import BayesianLayer
 
 
-class _Recurrent:
+class _Recurrent(BayesianLayer):
     """Leaves out what torch does to keep parameters in one piece of memory.
 
     It would read the weights, and so sample them, outside of a forward pass.
@@ -53,11 +53,7 @@ class _Recurrent:
         """Does nothing: draws are new tensors in each forward pass."""
 
 
-class BayesianLSTM(
-    _Recurrent,
-    BayesianLayer,
-    PyroModule[nn.LSTM],  # type: ignore[type-arg]
-):
+class BayesianLSTM(_Recurrent, PyroModule[nn.LSTM]):  # type: ignore[type-arg]
     r"""``torch.nn.LSTM`` with random weights, sampled once for a sequence.
 
     .. math:: i, f, g, o = W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}, \quad
@@ -100,12 +96,7 @@ class BayesianLSTM(
     """
 
 
-class BayesianGRU(
-    _Recurrent,
-    BayesianLayer,
-    PyroModule[nn.GRU],  # type: ignore[type-arg]
-    without=("proj_size",),
-):
+class BayesianGRU(_Recurrent, PyroModule[nn.GRU], without=("proj_size",)):  # type: ignore[type-arg]
     r"""``torch.nn.GRU`` with random weights, sampled once for a sequence.
 
     .. math:: r, z = \varsigma(W_{i} x_t + b_{i} + W_{h} h_{t-1} + b_{h}), \quad
@@ -122,12 +113,7 @@ class BayesianGRU(
     """
 
 
-class BayesianRNN(
-    _Recurrent,
-    BayesianLayer,
-    PyroModule[nn.RNN],  # type: ignore[type-arg]
-    without=("proj_size",),
-):
+class BayesianRNN(_Recurrent, PyroModule[nn.RNN], without=("proj_size",)):  # type: ignore[type-arg]
     r"""``torch.nn.RNN`` with random weights, sampled once for a sequence.
 
     .. math:: h_t = \phi(W_i x_t + b_i + W_h h_{t-1} + b_h)

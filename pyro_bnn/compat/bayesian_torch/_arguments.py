@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,7 +33,9 @@ class _Linear:
         return linear(input, self.weight, self.bias)  # by the faster library
 
 
-class LinearArguments(_Linear, BaseVariationalLayer_):
+class FeatureArguments(BaseVariationalLayer_):
+    OPTIONS: ClassVar[dict[str, Any]] = {}  # of torch's layer, always the same
+
     def __init__(
         self,
         in_features: int,
@@ -48,10 +50,14 @@ class LinearArguments(_Linear, BaseVariationalLayer_):
         **options: Any,
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(in_features, out_features, bias=bias, **options)
+        super().__init__(in_features, out_features, bias=bias, **self.OPTIONS, **options)
         self._set_up(
             prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
         )
+
+
+class LinearArguments(_Linear, FeatureArguments):
+    pass
 
 
 class LinearMixtureArguments(_Linear, BaseMixtureLayer_):

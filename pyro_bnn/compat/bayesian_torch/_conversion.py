@@ -152,17 +152,13 @@ def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
     cls = getattr(_layers, KINDS[type(layer)] + parameters["type"])
     trained = {key: p.detach().clone() for key, p in layer.named_parameters(recurse=False)}
     layer.__class__ = cls
-    values = [
+    layer._set_up(
         parameters["prior_mu"],
         parameters["prior_sigma"] ** 2,
         parameters["posterior_mu_init"],
         parameters["posterior_rho_init"],
-    ]
-    kl_reduction = parameters.get("kl_reduction", "sum")
-    if parameters["type"] == "Mixture":
-        layer._set_up_mixture(*((x, x) for x in values), kl_reduction)
-    else:
-        layer._set_up(*values, kl_reduction)
+        parameters.get("kl_reduction", "sum"),
+    )
     layer.dnn_to_bnn_flag = True
     if parameters.get("moped_enable"):
         for key, weight in trained.items():

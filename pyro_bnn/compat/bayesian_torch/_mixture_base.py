@@ -61,6 +61,11 @@ class BaseMixtureLayer_(BaseVariationalLayer_):
         sample = q.log_prob(w) - p.log_prob(w)
         return sample.mean() if self.kl_reduction == "mean" else sample.sum()
 
+    def _set_up(self, *values: Any, **options: Any) -> None:
+        """Makes a layer of torch this one, with equal arguments for both components."""
+        priors, kl_reduction = values[:4], values[4:]
+        self._set_up_mixture(*((value, value) for value in priors), *kl_reduction, **options)
+
     def _set_up_mixture(
         self,
         prior_means: tuple[float, float],

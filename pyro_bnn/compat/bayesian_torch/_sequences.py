@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_sizes
 from .._variational import VariationalLayer
-from ._base import BaseVariationalLayer_
+from ._arguments import FeatureArguments
 from ._mixture_base import BaseMixtureLayer_
 
 
@@ -106,47 +105,9 @@ class Sequences(VariationalLayer):
         return [getattr(self, name) for name in self._flat_weights_names]
 
 
-class LSTMArguments(Sequences, BaseVariationalLayer_):
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        prior_mean: float = 0,
-        prior_variance: float = 1,
-        posterior_mu_init: float = 0,
-        posterior_rho_init: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
-        **options: Any,
-    ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
-        self._set_up(
-            prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
-        )
+class LSTMArguments(Sequences, FeatureArguments):
+    OPTIONS: ClassVar[dict[str, Any]] = {"batch_first": True}
 
 
-class LSTMMixtureArguments(Sequences, BaseMixtureLayer_):
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        prior_mean: float = 0,
-        prior_variance: float = 1,
-        posterior_mu_init: float = 0,
-        posterior_rho_init: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
-        **options: Any,
-    ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(in_features, out_features, bias=bias, batch_first=True, **options)
-        self._set_up_mixture(
-            (prior_mean, prior_mean),
-            (prior_variance, prior_variance),
-            (posterior_mu_init, posterior_mu_init),
-            (posterior_rho_init, posterior_rho_init),
-            kl_reduction,
-        )
+class LSTMMixtureArguments(LSTMArguments, BaseMixtureLayer_):
+    pass
