@@ -63,8 +63,9 @@ class BaseMixtureLayer_(BaseVariationalLayer_):
 
     def _set_up(self, *values: Any, **options: Any) -> None:
         """Makes a layer of torch this one, with equal arguments for both components."""
-        priors, kl_reduction = values[:4], values[4:]
-        self._set_up_mixture(*((value, value) for value in priors), *kl_reduction, **options)
+        mean, variance, mu_init, rho_init, *others = values
+        pairs = (mean, mean), (variance, variance), (mu_init, mu_init), (rho_init, rho_init)
+        self._set_up_mixture(*pairs, *others, **options)
 
     def _set_up_mixture(
         self,
