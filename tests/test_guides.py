@@ -20,6 +20,7 @@ from torch import nn
 import pyro_bnn.guides
 from pyro_bnn import bayesianize
 from pyro_bnn.distributions import Radial
+from pyro_bnn.distributions._joint import joint_of
 from pyro_bnn.estimators import Draw, Flipout, LocalReparameterization, Shared
 from pyro_bnn.guides import (
     AutoFlipout,
@@ -31,7 +32,8 @@ from pyro_bnn.guides import (
 )
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.nn import BayesianConv2d, BayesianLinear
-from pyro_bnn.posteriors import ConstrainedPosterior, NormalPosterior, RadialPosterior
+from pyro_bnn.posteriors import ConstrainedPosterior, NormalPosterior, RadialPosterior, _together
+from pyro_bnn.posteriors._together import distributions
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
 NETS = {"bayesian": bayesian_mlp, "torch": torch_mlp}
@@ -546,35 +548,47 @@ def test_double_and_devices(kind):
     assert single["net.0.weight"].distribution().rsample().dtype == torch.float64
 
 
-@EACH
-def test_draws_have_the_moments_of_the_posterior(kind):
-    guide = kind.make(bayesian_mlp(3, 4, bias=False), init_scale=0.3)
-    x = torch.randn(5, 3)
-    net = guide.model
-
-    def output():
-        return poutine.replay(net, trace=poutine.trace(guide).get_trace(x))(x)
-
-    with torch.no_grad():
-        y = torch.stack([output() for _ in range(4_000)])
-    q = guide["0.weight"].base()
-    mean, variance = nn.functional.linear(x, q.mean), nn.functional.linear(x**2, q.variance)
-    assert within(y, mean)
-    assert within((y - mean).square(), variance)
-
-
-@EACH
-def test_shared_draws_have_the_moments_of_the_posterior(kind):
-    """Also those of many small weights, which are drawn at once."""
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "joint"), [(k, joint) for k in GUIDES for joint in (False, True)[: 1 + k.is_normal]]
+)
+def test_outputs_have_the_moments_of_the_posteriors(kind, shared, joint, monkeypatch):
+    """Of many small weights, which are drawn at once, and of weights that are drawn one by one."""
     torch.manual_seed(0)
-    guide = kind.make(bayesian_mlp(3, 4, 1), init_loc_fn=init_to_sample, init_scale=0.3)
-    x = torch.ones(1, 3)
-    with torch.no_grad(), guide.shared_draws():
-        draws = [guide(x) for _ in range(2_000)]
-    for name in guide:
-        value, q = torch.stack([draw[name] for draw in draws]), guide[name].base()
-        assert within(value, q.mean), name
-        assert within((value - q.mean).square(), q.variance), name
+    monkeypatch.setattr(_together, "_MIN_JOINT", 3 if joint else 100)
+    layers = [nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False), nn.Linear(3, 2)]
+    net = bayesianize(nn.ModuleList(layers))
+    guide = kind.make(net, init_loc_fn=init_to_sample, init_scale=0.3)
+    qs = distributions(guide[name] for name in guide)
+    assert all((joint_of(q.base_dist) is not None) == joint for q in qs)
+
+    linear, x = nn.functional.linear, torch.randn(2, 3)
+    outputs, weights = [], []
+    for _ in range(500):
+        with torch.no_grad():
+            draws = distributions((guide[name] for name in guide), shared=shared)
+            w = dict(zip(guide, [q.rsample() for q in draws], strict=True))
+            parts = [linear(x, w[f"{i}.weight"], w.get(f"{i}.bias")) for i in range(3)]
+        outputs.append(torch.stack(parts))
+        weights.append(w["0.weight"] + 0)  # the ordinary weight
+    y = torch.stack(outputs)
+    q = [guide[f"{i}.weight"].base() for i in range(3)]
+    mean = torch.stack([linear(x, each.mean) for each in q])
+    variance = torch.stack([linear(x.square(), each.variance) for each in q])
+    mean[2] += guide["2.bias"].base().mean
+    variance[2] += guide["2.bias"].base().variance
+    noise = y - mean
+    assert within(y, mean)
+    assert within(noise.square(), variance)
+    # One weight for all examples, or one for each; and each weight has noise of its own.
+    is_one = shared or kind.is_shared
+    covariance = linear(x[:1] * x[1:], torch.stack([each.variance for each in q[:2]]).flatten(0, 1))
+    product = noise[:, :2].prod(2).flatten(1)
+    assert within(product, covariance.flatten() if is_one else 0.0)
+    assert within(noise[:, 0] * noise[:, 1], 0.0)
+    w = torch.stack(weights)
+    assert within(w, q[0].mean)
+    assert within((w - q[0].mean).square(), q[0].variance)
 
 
 def test_a_prior_that_is_not_an_event_is_left_to_pyro():
