@@ -214,7 +214,7 @@ def test_moves_with_net_and_guide(kind):
 
 
 @EACH
-def test_same_network_in_both_worlds(kind):
+def test_same_network_in_torch_and_in_pyro(kind):
     """The loss of a mini-batch is that of SVI, in expectation."""
     x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1), noise=0.5)

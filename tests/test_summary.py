@@ -42,7 +42,7 @@ def test_shows_sites_and_parameters(kind):
     family = {"AutoRadial": "Radial", "AutoMixture": "Mixture"}.get(kind.name, "Normal")
     estimator = {"AutoFlipout": "Flipout", "AutoLRT": "LocalReparameterization"}
     usual = estimator.get(kind.name, "Shared")
-    shared = "Flipout" if kind.make is AutoLRT else usual  # it meets inputs from both sides
+    shared = "Flipout" if kind.make is AutoLRT else usual  # it is applied transposed, too
     kl = "bound" if kind.make is AutoMixture else "exact"
     assert found["0.weight = 3.weight"] == ["(7, 4)", "28", "Normal(0, 1)", family, shared, kl]
     assert found["2.weight"] == ["(4, 4)", "16", "Normal(0, 1)", family, usual, kl]

@@ -48,14 +48,14 @@ def check_variances(**values: float | Tensor) -> None:
 
 
 def check_broadcasts(name: str, value: float | Tensor, shape: torch.Size) -> None:
-    own = _tensor(name, value).shape
+    given = _tensor(name, value).shape
     try:
-        fits = torch.broadcast_shapes(own, shape) == shape
+        fits = torch.broadcast_shapes(given, shape) == shape
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
-            f"`{name}` has shape {tuple(own)}, which does not broadcast to the shape "
+            f"`{name}` has shape {tuple(given)}, which does not broadcast to the shape "
             f"{tuple(shape)} of a weight: give a number"
         )
 

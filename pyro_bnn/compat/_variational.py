@@ -1,4 +1,4 @@
-"""Layers that compute what torch's do, and own the posteriors of their weights."""
+"""Layers that compute what torch's do, and have the posteriors of their weights."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class VariationalLayer(nn.Module):
             self._kl(self._distributions())
 
     def _set_prior_part(self, key: str, part: str, value: Tensor) -> None:
-        holder, own = self._holder(self._prior_name(key, part))
+        holder, attribute = self._holder(self._prior_name(key, part))
         # Contiguous, since others write into buffers: DDP, moving averages of a network.
         value = value.detach().clone(memory_format=torch.contiguous_format)
-        holder.register_buffer(own, value, persistent=False)
+        holder.register_buffer(attribute, value, persistent=False)
 
     def _name(self, key: str, part: str) -> str:
         """The name of a posterior's parameter, for one of torch's."""
@@ -76,12 +76,12 @@ class VariationalLayer(nn.Module):
 
     def _holder(self, name: str) -> tuple[nn.Module, str]:
         """The module that has a parameter, and its name in there."""
-        path, _, own = name.rpartition(".")
-        return self.get_submodule(path), own
+        path, _, attribute = name.rpartition(".")
+        return self.get_submodule(path), attribute
 
     def _get(self, name: str) -> Any:
-        holder, own = self._holder(name)
-        return getattr(holder, own)
+        holder, attribute = self._holder(name)
+        return getattr(holder, attribute)
 
     @property
     def _is_random(self) -> bool:

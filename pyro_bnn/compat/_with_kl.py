@@ -132,16 +132,16 @@ def to_pyro(
             make_random(twin, key, Prior(layer._prior(key), loc, 1, "prior"))
             posteriors[id(twin), key] = q
             for name in q._parameters.names.values():  # type: ignore[attr-defined]
-                holder, own = twin._holder(name)
-                del holder._parameters[own]
+                holder, attribute = twin._holder(name)
+                del holder._parameters[attribute]
     join(pyro_net)
     whole = pyro_net if model is None else model(pyro_net)
-    own = {
+    sites = {
         name: partial(_same, posteriors[id(module), key])
         for name, module, key, _ in sample_attributes(pyro_net)
         if (id(module), key) in posteriors
     }
-    return whole, (_OfWeights if model is None else AutoReparameterization)(whole, sites=own)
+    return whole, (_OfWeights if model is None else AutoReparameterization)(whole, sites=sites)
 
 
 class _OfWeights(AutoReparameterization):

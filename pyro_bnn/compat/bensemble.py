@@ -65,7 +65,7 @@ class BaseBayesianLayer(VariationalLayer):
         return self._output(values, x)
 
     def kl_divergence(self) -> Tensor:
-        """The divergence of all weights from their priors, a sum in nats; pruned ones have none."""
+        """The KL divergence of all weights, a sum in nats; pruned ones have none."""
         pairs = self._pairs()
         if len(pairs) == len(self._posteriors):
             return self._kl(self._distributions())

@@ -164,7 +164,7 @@ def _prior(weight: Weight, given: Any) -> Prior:
     initial = None if initial is None else initial.clone()
     new = Prior(given, like, fan_in, argument, initial, Axes.of(module, key, like.shape))
     looked_up = {isinstance(m, nn.Embedding) for _, m, _ in weight.places}
-    new.meets_both_sides = len(looked_up) > 1
+    new.is_also_transposed = len(looked_up) > 1
     return new
 
 

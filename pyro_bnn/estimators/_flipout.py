@@ -172,7 +172,7 @@ class FlipoutSample(Sample):
         fused = None
         if isinstance(sample, FlipoutSample) and side_out == 0:
             if not sample.signs.drawn and sample.shape[-1] == self.shape[-map.weight_dim]:
-                sample.signs = self.signs  # its noise meets the signs of the weight
+                sample.signs = self.signs  # those of the weight
             if sample.signs is self.signs:
                 fused = sample.noise
 
@@ -201,7 +201,7 @@ class FlipoutSample(Sample):
     def _look_up(self, map: Lookup, index: Tensor, num_examples: int) -> Tensor:
         noise = self._noise.look_up(map, index)
         # Signs of the columns are enough to decorrelate examples, so those of the many rows are
-        # all 1, unless the weight has met an input that is not an index.
+        # all 1, unless the weight has been applied to an input that is not an index.
         signs = self.signs(num_examples, 0, lambda: (self.loc.new_ones(1, 1), None))
         if len(signs) == 1 and signs.shape[1] == 1:
             return noise

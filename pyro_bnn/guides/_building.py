@@ -140,7 +140,7 @@ class Building:
             if self._is_weight(site):
                 raise ValueError(
                     f"the weight `{site['name']}` is sampled inside the plate `{frame.name}`: a "
-                    f"network for each of its {frame.size} elements, with as many divergences. "
+                    f"network for each of its {frame.size} elements, with as many KL divergences. "
                     "Call the network before the plate is entered; or, if one network for each "
                     f"element is meant, pass `plates=['{frame.name}']` to the guide"
                 )
@@ -188,7 +188,7 @@ class Building:
         estimator = self.estimator
         if estimator is None:
             return self.posterior
-        if prior is not None and prior.meets_both_sides and not estimator.takes_both_sides:
+        if prior is not None and prior.is_also_transposed and not estimator.takes_both_sides:
             estimator = Flipout()
         return partial(self.posterior, estimator=estimator)
 

@@ -96,7 +96,7 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         if self.kl_weight != 1:
             for site in (*latent.values(), *proposed.values()):
                 site["scale"] = self.kl_weight * site["scale"]
-        _fill_in_divergences([(latent[n], proposed[n]) for n in _integrable(latent, proposed)])
+        _fill_in_kls([(latent[n], proposed[n]) for n in _integrable(latent, proposed)])
         # Both leave alone what has been filled in.
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
@@ -186,7 +186,7 @@ def _integrable(latent: dict[str, Site], proposed: dict[str, Site]) -> list[str]
     return names
 
 
-def _fill_in_divergences(sites: list[tuple[Site, Site]]) -> None:
+def _fill_in_kls(sites: list[tuple[Site, Site]]) -> None:
     """Puts the KL divergences of sites in the places of their densities, if there are formulas.
 
     Where sites are small, the first of them gets the KL divergence of all.

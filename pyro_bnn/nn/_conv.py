@@ -61,7 +61,7 @@ class BayesianConv3d(BayesianLayer, PyroModule[nn.Conv3d]):  # type: ignore[type
 
 class _Transposed:
     def _fan_in(self: Any, weight: Tensor) -> int:
-        taps = weight[0, 0].numel() / math.prod(self.stride)  # those that meet one output
+        taps = weight[0, 0].numel() / math.prod(self.stride)  # those that one output is a sum over
         return max(1, round(self.in_channels // self.groups * taps))
 
     def _output_padding(self: Any, input: Tensor, *args: Any) -> Any:

@@ -40,7 +40,7 @@ class Prior(PyroModule):
             method ``by_axes``; by default, those of a linear layer.
 
     Attributes:
-        meets_both_sides: whether the weight is used both as it is and transposed, as that of an
+        is_also_transposed: whether the weight is used both as it is and transposed, as that of an
             embedding and the decoder tied to it.
 
     Raises:
@@ -61,7 +61,7 @@ class Prior(PyroModule):
     ) -> None:
         super().__init__()
         self.register_buffer("initial", initial, persistent=False)
-        self.meets_both_sides = False
+        self.is_also_transposed = False
         is_rule = not isinstance(prior, Distribution)
         made: Any = _by_rule(prior, weight, fan_in, name, axes) if is_rule else prior
         self.shape = weight.shape

@@ -53,7 +53,7 @@ class BaseVariationalLayer_(VariationalLayer):
         return kl.mean() if self.kl_reduction == "mean" else kl.sum()
 
     def kl_loss(self) -> Tensor:
-        """The divergence of all weights of the layer from their priors, without a forward pass."""
+        """The KL divergence of all weights of the layer, without a forward pass."""
         return self._kl(self._distributions())
 
     def forward(self, input: Tensor, return_kl: bool = True) -> Any:
@@ -156,8 +156,8 @@ def check_reduction(kl_reduction: str) -> None:
 def _cheapest(x: Tensor) -> Tensor:
     """A tensor of the same numbers, expanded from a scalar where they are all the same.
 
-    Priors are, unless someone has written into them. Then a divergence takes less than half of the
-    time, of which the comparison is a tenth. Small tensors take longer to compare.
+    Priors are, unless someone has written into them. Then a KL divergence takes less than half
+    of the time, of which the comparison is a tenth. Small tensors take longer to compare.
     """
     is_plain = type(x) is Tensor and x.is_cpu and not x.requires_grad
     if not is_plain or x.numel() <= MAX_SIZE or torch.compiler.is_compiling() or is_transformed():

@@ -33,8 +33,8 @@ class LinearReparameterization(ByReparameterization, LinearArguments, like(nn.Li
         options: further arguments of torch's layer: ``device``, ``dtype``.
 
     Returns:
-        From a call with an input and ``return_kl=True``: the output and the divergence; the output
-        alone without ``return_kl``.
+        From a call with an input and ``return_kl=True``: the output and the KL divergence; the
+        output alone without ``return_kl``.
 
     Raises:
         ValueError: if a variance is not positive, or ``kl_reduction`` unknown.
@@ -105,8 +105,8 @@ class LSTMReparameterization(ByReparameterization, LSTMArguments, like(nn.LSTM))
 
     Returns:
         From a call with ``(batch, steps, in_features)`` and maybe ``hidden_states``: the hidden
-        states of all steps, these again with the cell states, and the divergence, which counts once
-        for the sequence.
+        states of all steps, these again with the cell states, and the KL divergence, which counts
+        once for the sequence.
 
     Example:
         >>> hidden, (h, c), kl = LSTMReparameterization(3, 4)(torch.ones(5, 7, 3))

@@ -43,7 +43,7 @@ class BaseMixtureLayer_(BaseVariationalLayer_):
         eta: Tensor,
         w: Tensor,
     ) -> Tensor:
-        r"""One Monte Carlo sample of the divergence of two mixtures, :math:`\log q(w) - \log p(w)`.
+        r"""One sample of the KL divergence of two mixtures, :math:`\log q(w) - \log p(w)`.
 
         Args:
             mu_m1_d1, sigma_m1_d1, mu_m1_d2, sigma_m1_d2: means and standard deviations of the two

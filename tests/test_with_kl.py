@@ -110,7 +110,7 @@ def test_shares_parameters_and_numbers(make):
 
 
 @EACH
-def test_half_the_steps_in_each_world(make):
+def test_half_the_steps_in_torch_and_half_in_pyro(make):
     x, y = data()
     torch.manual_seed(1)
     start = make()
@@ -219,7 +219,7 @@ def test_plain_torch_needs_no_pyro(make):
 def test_compiles_before_anything_has_run(name):
     code = f"""
 import torch
-from test_worlds import NETS
+from test_with_kl import NETS
 from pyro_bnn.compat import WithKL
 net = WithKL(NETS["{name}"]())
 torch.compile(net, fullgraph=True, backend="aot_eager")(torch.ones(4, 3))
