@@ -323,6 +323,8 @@ def test_a_layer_that_takes_the_place_of_another_counts():
     whole = WithKL(net)
     whole(x)
     net[0] = bensemble.BayesianLinear(3, 5, init_sigma=0.3)
+    groups = whole.parameter_groups(lr=1e-2, scale_lr=3e-2)
+    assert {id(p) for p in groups[1]["params"]} == {id(net[0].w_rho), id(net[0].b_rho)}
     out, kl = whole(x)
     assert out.shape == (4, 5)
     torch.testing.assert_close(kl, net[0].kl_divergence())
@@ -339,3 +341,15 @@ def test_sample_statements_are_refused():
 
     with pytest.raises(ValueError, match="samples `noise` in its forward"):
         WithKL(Net())(torch.ones(4, 3))
+
+
+def test_evaluation_takes_the_means_of_layers_that_do():
+    net, x = nn.Sequential(*(bensemble.BayesianLinear(3, 3) for _ in range(2))), torch.randn(4, 3)
+    whole = WithKL(net)
+    whole.eval()
+    out, kl = whole(x)
+    torch.testing.assert_close(out, net(x))
+    assert kl == pytest.approx(sum(layer.kl_divergence().item() for layer in net), rel=1e-5)
+    net[1].train()
+    first, second = whole(x)[0], whole(x)[0]
+    assert not torch.equal(first, second)

@@ -87,6 +87,10 @@ class ReturnsKL(HasKLWeight, nn.Module):
     # What a subclass states.
 
     @abstractmethod
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        """All posteriors, also those that :meth:`_set_up` has not seen yet."""
+
+    @abstractmethod
     def _is_current(self) -> bool:
         """Whether the network still has the modules that it had in :meth:`_set_up`."""
 
@@ -141,9 +145,6 @@ class ReturnsKL(HasKLWeight, nn.Module):
             ValueError: if a rate is not positive and finite.
         """
         return parameter_groups(self.parameters(), self._trained_posteriors(), lr, scale_lr)
-
-    def _trained_posteriors(self) -> Iterable[Posterior]:
-        return (site.posterior for site in self._sites)
 
     def _weighted(self, kl: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # a number would be compiled in, again at each change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import is_
 from typing import Any
@@ -60,6 +60,9 @@ class WithKL(ReturnsKL):
         _layers(net)
         self.net = net
         self._set_up()
+
+    def _trained_posteriors(self) -> Iterable[Posterior]:
+        return (q for layer in _layers(self.net) for q in layer._posteriors.values())
 
     def _is_current(self) -> bool:
         layers = _layers(self.net)
