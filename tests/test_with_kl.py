@@ -349,7 +349,7 @@ def test_evaluation_takes_the_means_of_layers_that_do():
     whole.eval()
     out, kl = whole(x)
     torch.testing.assert_close(out, net(x))
-    assert kl == pytest.approx(sum(layer.kl_divergence().item() for layer in net), rel=1e-5)
+    assert kl.item() == pytest.approx(sum(layer.kl_divergence().item() for layer in net), rel=1e-5)
     net[1].train()
     first, second = whole(x)[0], whole(x)[0]
     assert not torch.equal(first, second)
