@@ -112,10 +112,10 @@ class ReturnsKL(HasKLWeight, nn.Module):
         """The KL divergences that do not depend on draws, a scalar."""
 
     def _add_kl_of_draws(
-        self, kl: Tensor, twins: list[Any], posteriors: list[Any], values: list[Any]
+        self, total: Tensor, twins: list[Any], posteriors: list[Any], values: list[Any]
     ) -> Tensor:
-        """A KL divergence with those added that do."""
-        return kl
+        """The total with those added that do."""
+        return total
 
     def _set_sites(self, sites: list[Site], twins: Twins) -> None:
         # Kept out of the registered modules: it is the network once more.
