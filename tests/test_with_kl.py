@@ -276,7 +276,7 @@ def test_shared_layers_count_once():
     net = nn.Sequential(layer, nn.ReLU(), layer)
     x = torch.randn(4, 3)
     torch.testing.assert_close(WithKL(net)(x)[1], layer.kl_loss())
-    pyro_net, guide = to_pyro(net)
+    pyro_net, guide = to_pyro(WithKL(net))
     assert pyro_net[0] is pyro_net[2]
     assert len(list(guide)) == 2
     assert TraceKL_ELBO().loss(pyro_net, guide, x) == pytest.approx(layer.kl_loss().item())
