@@ -78,20 +78,20 @@ def run(
     }
 
 
-def table(rows: list[dict[str, Any]], names: list[str]) -> str:
-    lines = [f"{'':36}" + "".join(f"{name:>18}" for name in names)]
+def table(rows: list[dict[str, Any]], names: list[str], metrics: list[str]) -> str:
+    """Means over splits; all but the first metric in brackets."""
+    width = 9 * len(metrics) + 2
+    lines = [f"{'':36}" + "".join(f"{name:>{width}}" for name in names)]
     for key in dict.fromkeys((row["candidate"], row["times"]) for row in rows):
         label = key[0] if key[1] == 1 else f"{key[0]}, {key[1]:g} times"
         cells = []
         for name in names:
             own = [r for r in rows if (r["candidate"], r["times"], r["task"]) == (*key, name)]
-            means = [np.mean([r[k] for r in own]) if own else np.nan for k in METRICS]
-            cells.append("{:9.3f} ({:6.3f})".format(*means))
-        lines.append(f"{label:36}" + "".join(cells))
+            first, *others = (np.mean([r[k] for r in own]) if own else np.nan for k in metrics)
+            rest = f" ({', '.join(f'{x:.3f}' for x in others)})" if others else ""
+            cells.append(f"{first:.3f}{rest}")
+        lines.append(f"{label:36}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
-
-
-METRICS = ("log_density", "elbo")
 
 
 def main() -> None:
@@ -104,6 +104,9 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=2)
     parser.add_argument("--rows", type=int, help="train on so few, drawn at random")
     parser.add_argument("--samples", type=int, default=300, help="posterior samples")
+    parser.add_argument(
+        "--metrics", default="log_density,elbo", help="what the table shows, of `evaluate` and elbo"
+    )
     parser.add_argument("--times", default="1", help="factors of the number of steps")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="where to keep results, and to find earlier ones")
@@ -126,7 +129,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows, names))
+    print(table(rows, names, args.metrics.split(",")))
 
 
 if __name__ == "__main__":
