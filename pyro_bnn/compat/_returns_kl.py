@@ -52,13 +52,14 @@ class ReturnsKL(HasKLWeight, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         if not self._is_current():
             self._set_up()
-        posteriors = distributions((site.posterior for site in self._sites), shared=self._shared)
+        draws = [self._is_random(site.module) for site in self._sites]
+        posteriors = self._distributions(draws)
         # Autograd goes backwards: KL divergences that come first are differentiated last, when the
         # draws and their noise are no longer in memory.
         kl = self._kl_before_draws(posteriors)
         values = [
-            q.rsample() if self._is_random(site.module) else site.posterior.center()
-            for site, q in zip(self._sites, posteriors, strict=True)
+            q.rsample() if draw else site.posterior.center()
+            for site, q, draw in zip(self._sites, posteriors, draws, strict=True)
         ]
         compiles = torch.compiler.is_compiling()
         twins = self._lasting if compiles else self._twins()
@@ -75,6 +76,19 @@ class ReturnsKL(HasKLWeight, nn.Module):
                 for i, (_, _, key) in zip(self._indices, self._sites, strict=True):
                     twins[i].__dict__.pop(key, None)
         return output, self._weighted(kl)
+
+    def _distributions(self, draws: list[bool]) -> list[Any]:
+        """Of all sites. Those that are made together take random numbers at once."""
+        made = iter(
+            distributions(
+                (site.posterior for site, draw in zip(self._sites, draws, strict=True) if draw),
+                shared=self._shared,
+            )
+        )
+        return [
+            next(made) if draw else site.posterior.distribution(shared=self._shared)
+            for site, draw in zip(self._sites, draws, strict=True)
+        ]
 
     def _run(self, twin: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self._checked or torch.compiler.is_compiling():
