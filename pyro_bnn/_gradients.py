@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import has_values
+from ._tensors import has_values
 from ._torch import at_end_of_backward, flatten_dense_tensors, is_transformed
 
 _MAX_SIZE = 1 << 13  # up to this size, the time of an operation is that of calling it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from ._autograd import has_values
+from ._tensors import has_values
 
 
 def check_positive(**values: float) -> None:

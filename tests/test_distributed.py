@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import ranks
 import torch
 import torch.distributed.checkpoint as dcp
+from processes import run_on_two
 
 from pyro_bnn.models import _rng
-
-TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +16,8 @@ def folder(tmp_path_factory):
     """Two processes have run here, once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks.interrupted(folder / "one.pt", 5)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*command, str(TESTS / "ranks.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (folder / "found0.pt").exists(), done.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run_on_two("ranks.py", folder, *launcher)
     return folder
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import frameworks
 import pytest
 import torch
+from processes import run_on_two
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
 
-TESTS = Path(__file__).parent
 NUM_STEPS = 8
 KL_WEIGHTS = {
     "lightning": [0.25, 0.5, 0.75, 1, 1, 1, 1, 1],
@@ -26,16 +21,7 @@ EACH = pytest.mark.parametrize("framework", ["lightning", "accelerate"])
 def folder(tmp_path_factory):
     """Two processes have run here, once for all tests."""
     folder = tmp_path_factory.mktemp("frameworks")
-    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "frameworks.py"), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (folder / "found1.pt").exists(), done.stderr
+    run_on_two("frameworks.py", folder)
     return folder
 
 

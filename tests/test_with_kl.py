@@ -7,13 +7,14 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from models import data
+from models import Regression, data
 from pyro.infer import SVI
 from pyro.nn import PyroModule
 from torch import nn
@@ -41,17 +42,6 @@ NETS = {name: (lambda name=name: network(name)) for name in ESTIMATORS} | {"LRT"
 EACH = pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 
 
-class Model(PyroModule):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x, y=None):
-        mean = self.net(x).squeeze(-1)
-        with pyro.plate("data", len(x)):
-            return pyro.sample("obs", dist.Normal(mean, NOISE), obs=y)
-
-
 def train_in_torch(net, x, y, steps):
     whole = WithKL(net)
     optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
@@ -64,7 +54,7 @@ def train_in_torch(net, x, y, steps):
 
 
 def in_pyro(net):
-    return to_pyro(WithKL(net), Model)
+    return to_pyro(WithKL(net), partial(Regression, noise=NOISE))
 
 
 def train_in_pyro(net, x, y, steps):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._autograd import wide
 from .._recomputation import again, in_step, is_recomputing, unseen
+from .._tensors import wide
 from .._torch import is_transformed
 from ..distributions._joint import take
 from ..kernels import square

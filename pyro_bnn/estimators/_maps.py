@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import wide
+from .._tensors import wide
 from ..kernels import square
 from ._sampled import REMEDY
 

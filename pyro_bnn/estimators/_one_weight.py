@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._autograd import wide
+from .._tensors import wide
 from ._maps import LinearMap, check_rows
 
 

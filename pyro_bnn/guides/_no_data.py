@@ -5,14 +5,12 @@ from __future__ import annotations
 import warnings
 from types import FrameType
 
-from pyro.infer import SVI
-
-from .._callers import callers
+from .._callers import callers, is_in_svi_step
 
 
 def warn_of_no_data() -> None:
     # The bound of a network alone is its KL divergence, which one may ask for; not so a step.
-    if any(frame.f_code is SVI.step.__code__ for frame in callers()):
+    if is_in_svi_step():
         warnings.warn(
             "the model observes nothing, so that nothing but the KL divergence is trained, back to "
             'the prior: let it sample the data, `pyro.sample("obs", ..., obs=y)` in a data plate, '

@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 
 import torch
-from pyro.infer import SVI
 
-from .._callers import callers
+from .._callers import is_in_svi_step
 from ._no_data import to_caller
 
 
@@ -23,7 +22,7 @@ def is_one_of_several() -> bool:
 
 def warn_of_svi() -> bool:
     """Warns if a step of ``SVI`` runs, whose optimizers know of no other process."""
-    if not any(frame.f_code is SVI.step.__code__ for frame in callers()):
+    if not is_in_svi_step():
         return False
     warnings.warn(
         f"`SVI` on rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}: "

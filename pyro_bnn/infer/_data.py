@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._autograd import has_values
+from .._tensors import has_values
 from ..guides import AutoPosterior
 from ..guides._no_data import to_caller, warn_of_no_data
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._normal_kl import centered
+from ._second_order import gradients_with_graph
 from ._sums import HALF_LOG_2_PI, exact_sum, in_double, number, sum_by_blocks
 from ._switch import is_plain
 
@@ -70,11 +71,9 @@ class _Bound(Function):
         loc, scale, prior_loc = tensors = ctx.saved_tensors
         p, share, _ = ctx.args
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # gradients of gradients need all of the graph
+        if torch.is_grad_enabled():
             bound = _formula(*tensors, *ctx.args)
-            wanted = [t for t, needs in zip(tensors, needed, strict=True) if needs]
-            found = iter(torch.autograd.grad(bound, wanted, grad, create_graph=True))
-            return *(next(found) if needs else None for needs in needed), None, None, None
+            return *gradients_with_graph(bound, tensors, grad), None, None, None
         # As from a Normal prior whose precision is the mean of that of the group.
         precision = ctx.precision
         if isinstance(precision, Tensor):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import flatten_dense_tensors, unflatten_dense_tensors
+from ._second_order import gradients_with_graph
 
 # Up to this size, the time of an operation is that of calling it.
 MAX_SIZE = 1 << 13
@@ -76,15 +77,11 @@ class _Joint(Function):
                 for g, loc in zip(by_parts, locs, strict=True)
             ]
             by_drawn = flatten(filled)
-        if torch.is_grad_enabled():  # gradients of gradients need all of the graph
+        if torch.is_grad_enabled():
             loc, _, scale, _, drawn = _vectors(ctx.quantity, ctx.is_rho, params, noise)
             pairs = [(loc, by_loc), (scale, by_scale), (drawn, by_drawn)]
             outputs, known = zip(*(p for p in pairs if p[1] is not None), strict=True)
-            wanted = [p for p in params if p.requires_grad]
-            found = iter(
-                torch.autograd.grad(outputs, wanted, known, create_graph=True, allow_unused=True)
-            )
-            return None, None, *(next(found) if p.requires_grad else None for p in params)
+            return None, None, *gradients_with_graph(outputs, params, known)
         if by_drawn is not None:
             if ctx.quantity == "value":
                 by_loc = by_drawn if by_loc is None else by_loc + by_drawn

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._normal_kl import entry_kl, unexpanded
+from ._second_order import gradients_with_graph
 from ._sums import exact_sum, log_sum
 from ._switch import is_plain
 
@@ -82,12 +83,10 @@ class _SummedBound(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, grads = ctx.saved_tensors[: ctx.num_inputs], ctx.saved_tensors[ctx.num_inputs :]
         needed = ctx.needs_input_grad[1:4]
-        others = (None,) * (len(inputs) - 3)
-        if torch.is_grad_enabled():  # gradients of gradients need all of the graph
+        if torch.is_grad_enabled():
             bound = exact_sum(mixture_bound(*inputs))
-            wanted = [t for t, needs in zip(inputs, needed, strict=False) if needs]
-            found = iter(torch.autograd.grad(bound, wanted, grad, create_graph=True))
-            return None, *(next(found) if needs else None for needs in needed), *others
+            return None, *gradients_with_graph(bound, inputs, grad)
+        others = (None,) * (len(inputs) - 3)
         scaled = (g * grad if needs else None for g, needs in zip(grads, needed, strict=True))
         return None, *scaled, *others
 

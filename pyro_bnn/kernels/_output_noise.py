@@ -37,8 +37,8 @@ class _Square(Function):
 def with_noise(mean: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """A mean with standard noise that is made to have a variance; and the root of this.
 
-    Where the variance is 0, its gradient is large, not infinite: it meets the inputs and scales
-    that made the variance 0, and vanishes.
+    Where the variance is 0, its gradient is large, not infinite: the inputs and scales that made
+    the variance 0 multiply it by 0.
     """
     formula = _formula if is_plain() else _WithNoise.apply
     return formula(mean, noise, variance)

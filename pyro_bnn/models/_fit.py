@@ -95,7 +95,7 @@ def fit(
         validation: held-out data like ``data``. Their log density is computed up to 100 times;
             in the end the parameters return to where it was best after the warm-up.
         patience: stop when the log density has not improved this many times in a row; None for
-        never.
+            never.
         callbacks: functions of the :class:`~pyro_bnn.models.Run`, called after each step; one that
             returns True ends the training.
         device: where to move model, guide and batches; by default, batches go where the guide is.

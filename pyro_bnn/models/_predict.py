@@ -40,8 +40,8 @@ def predict(
     .. math:: p(y \mid x, D) \approx \frac1S \sum_s p(y \mid x, w_s), \quad w_s \sim q
 
     Rows are processed in batches, all with the same sampled weights. Results are kept, and sampled
-    weights if they are small. Model and guide predict in evaluation mode,
-    and are left as they were.
+    weights if they are small. Model and guide predict in evaluation mode, and are left as they
+    were.
 
     Args:
         model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, that samples the targets at one site
@@ -57,8 +57,7 @@ def predict(
         moments: whether to propagate mean and variance through the network of a BNN instead of
             sampling weights (:func:`~pyro_bnn.moments`, which says where this is exact). The
             outputs are then approximated by independent Normals, and these by ``num_samples``
-            points, 64 by
-            default: ``samples`` are not functions of the inputs.
+            points, 64 by default: ``samples`` are not functions of the inputs.
 
     Returns:
         A :class:`~pyro_bnn.models.Prediction`.

@@ -16,8 +16,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from .._autograd import has_values
 from .._axes import Axes
+from .._tensors import has_values
 from .._validation import size_mismatch
 
 Rule = Callable[[torch.Size, int], Distribution]

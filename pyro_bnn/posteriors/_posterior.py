@@ -15,8 +15,8 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import transform_to
 
-from .._autograd import has_values
 from .._parameter_store import OwnParameters
+from .._tensors import has_values
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
 from ._states import ChecksStates
