@@ -89,7 +89,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
     figure, grid = plt.subplots(
-        len(results), len(SCORES), figsize=(13, 3 * len(results)), squeeze=False, sharey="row"
+        len(results), len(SCORES), figsize=(11, 3.4 * len(results)), squeeze=False, sharey="row"
     )
     for row, (task, entries) in zip(grid, results.items(), strict=True):
         for axes, key in zip(row, SCORES, strict=True):
@@ -98,9 +98,10 @@ def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> N
                 color = "#1b6ca8" if name.startswith("pyro_bnn") else "#8a8a8a"
                 axes.errorbar(mean, -i, xerr=error, fmt="o", color=color)
             way = "higher" if BETTER[key] > 0 else "lower"
-            axes.set_xlabel(f"{key.replace('_', ' ')} ({way} is better)", fontsize=8)
+            axes.set_xlabel(f"{key.replace('_', ' ')}\n({way} is better)")
             axes.grid(axis="x", alpha=0.3)
-        row[0].set_yticks([-i for i in range(len(entries))], list(entries), fontsize=8)
+            axes.locator_params(axis="x", nbins=4)
+        row[0].set_yticks([-i for i in range(len(entries))], list(entries))
         row[0].set_title(task, loc="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -19,6 +19,7 @@ version = release = pyro_bnn.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # the formulas need no network
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -54,6 +55,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "generated/examples",
     "doc_module": ("pyro_bnn",),
     "abort_on_example_error": True,
+    "capture_repr": (),  # outputs are what examples print
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,

@@ -111,7 +111,9 @@ for name, probs in predictors.items():
     rows[name] = scores(known_p, test_y, "test") | scores(probs(noisy_x), noisy_y, "noisy")
     rows[name]["AUROC, unknown"] = novelty_auroc(entropy(known_p), entropy(probs(unknown_x)))
     rows[name]["ELBO"] = elbos[name]
-print(table(rows))
+is_test = lambda column: column.endswith(", test")
+for part in (is_test, lambda column: not is_test(column)):
+    print(table({name: {c: row[c] for c in row if part(c)} for name, row in rows.items()}))
 
 # %%
 # On noisy images, the Bayesian networks are better calibrated (NLL, ECE). On digits that they have

@@ -56,10 +56,12 @@ def few(full: T, short: T) -> T:
 
 def save(figure: Figure, name: str) -> None:
     """Writes a figure to the folder ``results``, and leaves it open for a notebook to show."""
-    folder = Path(os.environ.get("PYRO_BNN_RESULTS", "results"))
+    chosen = os.environ.get("PYRO_BNN_RESULTS")  # set where the figure is shown
+    folder = Path(chosen or "results")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=110)
-    print(f"figure: {folder / name}.png")
+    if not chosen:
+        print(f"figure: {folder / name}.png")
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

@@ -39,7 +39,7 @@ search = GridSearchCV(
 ).fit(X, y)
 print(f"chosen: {search.best_params_}")
 
-kernel = ConstantKernel(1.0) * RBF(np.full(10, 1.0), (0.1, 100)) + WhiteKernel(0.5)
+kernel = ConstantKernel(1.0) * RBF(np.full(10, 1.0), (0.1, 1e6)) + WhiteKernel(0.5)
 process = GaussianProcessRegressor(kernel, normalize_y=True, optimizer=few("fmin_l_bfgs_b", None))
 estimators = {
     "BNNRegressor": search.best_estimator_,

@@ -27,16 +27,17 @@ shuffled = torch.stack([column[torch.randperm(len(column))] for column in real.T
 (x, y), test = split(torch.cat([real, shuffled], 1), target)
 
 # %%
-# The same network under two priors: N(0, 1) for all weights, and ARD in the first layer.
+# The same network of three units under two priors: N(0, 1) for all weights, and ARD in the first
+# layer.
 
 PRIORS = {
     "Normal(0, 1)": priors.Normal(0, 1),
-    "ARD": {"0.weight": priors.HierarchicalNormal("input"), "*": priors.HierarchicalNormal()},
+    "ARD": {"0.weight": priors.HierarchicalNormal("input"), "*": priors.Normal(0, 1)},
 }
 rows, sizes = {}, {}
 for name, prior in PRIORS.items():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1))
+    net = nn.Sequential(nn.Linear(20, 3), nn.Tanh(), nn.Linear(3, 1))
     model = BNN(bayesianize(net, prior=prior), likelihoods.Normal())
     guide = AutoLRT(model)
     fit(model, guide, (x, y), epochs=few(1500, 5), batch_size=len(x))
@@ -46,8 +47,11 @@ for name, prior in PRIORS.items():
 print(table(rows))
 
 # %%
-# The size of the weights of each input (the root of their mean square under the posterior). The red
-# inputs are shuffled and should be small. The prior does not know which inputs these are.
+# The size of the weights of each input is the root of their mean square under the posterior, here
+# relative to the largest. The red inputs are shuffled; the prior does not know which these are. ARD
+# makes nearly all of them small, and half of the measurements, too: it finds that body mass (bmi),
+# two blood values (s2, s5) and blood pressure (bp) matter. Predictions are as good as with N(0, 1),
+# which separates the inputs less.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
 for axis, (name, size) in zip(axes, sizes.items(), strict=True):
