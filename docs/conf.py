@@ -59,6 +59,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,
+    "reset_modules": ("matplotlib", "gallery_order.enlarge"),
 }
 
 

@@ -75,7 +75,7 @@ def step() -> Figure:
 def _box(axis: Axes, x: float, y: float, text: str, color: str) -> None:
     style = {"boxstyle": "round,pad=0,rounding_size=1.5", "alpha": 0.18, "color": color}
     axis.add_patch(FancyBboxPatch((x, y), 20, 8, **style))
-    axis.text(x + 10, y + 4, text, ha="center", va="center", fontsize=9.5)
+    axis.text(x + 10, y + 4, text, ha="center", va="center", fontsize=10.5)
 
 
 def _arrow(axis: Axes, start: tuple, end: tuple, shape: str = "arc3") -> None:
@@ -124,7 +124,7 @@ def bounds() -> Figure:
         right.plot(sizes, gaps, ".-", color=color, label=label)
     right.set(title="Hierarchical prior: bound minus KL divergence", xlabel="weights in the group")
     right.set(xscale="log", ylabel="nats per group", ylim=(0, None))
-    right.legend(loc="center right")
+    right.legend(loc="center right", bbox_to_anchor=(1, 0.35))
     return figure
 
 
@@ -267,7 +267,7 @@ def diagnosis() -> Figure:
 
 def choose() -> Figure:
     """Which guide?"""
-    figure, axis = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.6, 3.7), layout="constrained")
     axis.set(xlim=(0, 104), ylim=(2, 48), aspect="equal")
     axis.axis("off")
     questions = [
@@ -286,7 +286,7 @@ def choose() -> Figure:
         y = 38 - 10 * i
         style = {"boxstyle": "round,pad=0,rounding_size=1.5", "alpha": 0.18}
         axis.add_patch(FancyBboxPatch((2, y), 50, 8, color=GRAY, **style))
-        axis.text(27, y + 4, question, ha="center", va="center")
+        axis.text(27, y + 4, question, ha="center", va="center", fontsize=9)
         axis.add_patch(FancyBboxPatch((66, y + 0.5), 36, 7, color=BLUE, **style))
         axis.text(84, y + 4, answer, ha="center", va="center")
         _arrow(axis, (52, y + 4), (66, y + 4))
@@ -301,6 +301,7 @@ FIGURES = [front, step, kl, bounds, mean_field, estimators, limits, diagnosis, c
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
+    plt.rcParams.update({"font.size": 11, "axes.titlesize": "medium"})  # pages shrink wide figures
     FOLDER.mkdir(exist_ok=True)
     for draw in FIGURES:
         if names and draw.__name__ not in names:

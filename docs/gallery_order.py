@@ -1,6 +1,8 @@
-"""The order of the examples in the gallery: from what most need to what few do."""
+"""How the gallery shows the examples: from what most need to what few do, in legible letters."""
 
 from pathlib import Path
+
+import matplotlib.pyplot as plt
 
 ORDER = [
     "heteroscedastic",
@@ -37,3 +39,8 @@ class Order:
 
     def __call__(self, name: str) -> int:
         return place(name)
+
+
+def enlarge(config: dict, path: str) -> None:
+    """Sets letters that stay legible where wide figures shrink to the width of a page."""
+    plt.rcParams.update({"font.size": 12, "axes.titlesize": "medium"})
