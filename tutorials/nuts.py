@@ -35,7 +35,7 @@ net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
 prior = priors.HierarchicalNormal("tensor", concentration=2.0, rate=4.0)
 model = BNN(bayesianize(net, prior=prior), likelihoods.Bernoulli())
 chain = MCMC(
-    NUTS(model, max_tree_depth=few(5, 1)),
+    NUTS(model, max_tree_depth=few(5, 1), jit_compile=few(True, False), ignore_jit_warnings=True),
     num_samples=few(200, 2),
     warmup_steps=few(80, 2),
     disable_progbar=True,
@@ -50,7 +50,9 @@ for name, make in GUIDES.items():
 # %%
 # The probability that a grade improves, with 90% bands, for both methods of teaching.
 # ``Predictive`` returns the output of the network (``"_RETURN"``), for samples of NUTS and for
-# guides.
+# guides. All agree that the new method helps, and that good students improve more often. The guides
+# are more cautious: for good students, their medians are nearer to 1/2 than those of NUTS, and
+# their bands wider.
 
 gpa = torch.linspace(2, 4, 50)
 levels = torch.tensor([0.05, 0.5, 0.95])
