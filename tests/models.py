@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -73,3 +74,11 @@ def within(samples: Tensor, expected: Tensor | float, errors: float = 5.0) -> bo
     """Whether the mean of samples (first dimension) is within standard errors of its value."""
     mean, error = samples.mean(0), samples.std(0) / len(samples) ** 0.5
     return bool(((mean - expected).abs() <= errors * error + 1e-7).all())
+
+
+def check_gradients_with_graph(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """Asserts that gradients are the same where they can be differentiated again."""
+    grads, same = (
+        torch.autograd.grad(3 * f(*inputs), inputs, create_graph=graph) for graph in (False, True)
+    )
+    torch.testing.assert_close(same, grads)

@@ -335,6 +335,17 @@ def test_components_start_where_they_are_told(name):
     assert rho[..., 1].abs().max() < 0.5
 
 
+def test_components_of_an_lstm_are_given_the_same_start_and_prior():
+    start = {"posterior_mu_init": 1.0, "posterior_rho_init": -2.0}
+    layer = make("LSTMMixture", prior_mean=0.5, prior_variance=4.0, **start)
+    for key, posterior in layer._posteriors.items():
+        q, p = posterior.base(), layer._prior(key)
+        assert (q.loc - 1).abs().max() < 0.5
+        assert (q.scale.expm1().log() + 2).abs().max() < 0.5
+        assert (p.loc == 0.5).all()
+        assert (p.scale == 2).all()
+
+
 def test_flipout_has_the_moments_of_the_posterior():
     layer = LinearFlipout(3, 2, posterior_rho_init=0.0)
     x = torch.tensor([[1.0, -2.0, 0.5]])

@@ -304,6 +304,19 @@ def test_divergence_of_a_hierarchical_prior_is_estimated_at_the_draw():
     assert (kls.mean() - expected.mean()).abs() < 5 * error
 
 
+def test_divergence_of_a_hierarchical_prior_is_taken_at_the_means():
+    net = Everything()
+    net.eval()
+    module = Standalone(net, AutoReparameterization(net, init_scale=0.3), sample=False)
+    q = {name: module.guide[name].distribution() for name in module.guide}
+    tau = module.guide["tau"].center()
+    expected = q["tau"].log_prob(tau) - dist.HalfNormal(1.0).log_prob(tau)
+    expected = expected + kl_divergence(q["weight"].base_dist, dist.Normal(0.0, tau)).sum()
+    inner = net.inner[0]._pyro_samples["weight"]
+    expected = expected + kl_divergence(q["inner.0.weight"], inner)
+    torch.testing.assert_close(module(data()[0])[1], expected)
+
+
 @EACH
 def test_a_deterministic_function_of_a_draw(kind):
     """It sees the same draw as the rest of the network, not one of the prior."""

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from models import check_gradients_with_graph
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
@@ -258,6 +259,8 @@ def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_
 
     assert gradcheck(f, [*locs, *scales])
     assert gradgradcheck(f, [*locs, *scales])
+    squares = lambda *params: sum(t.square().sum() for t in f(*params))
+    check_gradients_with_graph(squares, [*locs, *scales])
     torch.manual_seed(1)
     joint = Joint(quantity, locs, scales, is_rho)
     torch.manual_seed(1)

@@ -18,7 +18,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
 import pyro_bnn.guides
-from pyro_bnn import bayesianize
+from pyro_bnn import bayesianize, kernels
 from pyro_bnn.distributions import Radial
 from pyro_bnn.distributions._joint import joint_of
 from pyro_bnn.estimators import Draw, Flipout, LocalReparameterization, Shared
@@ -553,6 +553,7 @@ def test_double_and_devices(kind):
 @pytest.mark.parametrize(
     ("kind", "joint"), [(k, joint) for k in GUIDES for joint in (False, True)[: 1 + k.is_normal]]
 )
+@kernels.enabled()
 def test_outputs_have_the_moments_of_the_posteriors(kind, shared, joint, monkeypatch):
     """Of many small weights, which are drawn at once, and of weights that are drawn one by one."""
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from kinds import GUIDES, LAYERS
-from models import Regression, bayesian_mlp, within
+from models import Regression, bayesian_mlp, check_gradients_with_graph, within
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from scipy.integrate import quad
@@ -364,6 +364,7 @@ def test_gradients_of_the_bound(group_dims, is_radial):
 
     assert torch.autograd.gradcheck(bound, inputs)
     assert torch.autograd.gradgradcheck(bound, inputs)
+    check_gradients_with_graph(bound, inputs)
     learned = [*inputs, *(double(0.7, 0.2).requires_grad_().unbind())]
     assert torch.autograd.gradcheck(bound, learned)
     torch.testing.assert_close(bound(*learned), bound(*inputs))

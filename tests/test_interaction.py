@@ -57,10 +57,19 @@ def one_event(net, x):
 def masked(net, x):
     """The mean of all rows is not observed."""
     mean = net(x)
-    mean = torch.cat([mean, mean.mean(-2, keepdim=True)])
-    seen = torch.tensor([True] * ROWS + [False])
+    mean = torch.cat([mean.mean(-2, keepdim=True), mean])
+    seen = torch.tensor([False] + [True] * ROWS)
     with pyro.plate("data", ROWS + 1), pyro.poutine.mask(mask=seen):
         pyro.sample("obs", dist.Normal(mean, 1.0).to_event(1), obs=torch.ones(ROWS + 1, 1))
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.mT)
 
 
 class Last(nn.Module):
@@ -84,9 +93,13 @@ class Checkpointed(nn.Module):
 X = torch.randn(ROWS, 3)
 STEPS = torch.randn(2, ROWS, 3)
 GRAPH = torch.eye(ROWS) + torch.eye(ROWS).roll(1, 0)
+ONE_EDGE = torch.eye(ROWS)
+ONE_EDGE[1, -1] = 1.0
 INTERACT = {
     "mean of rows": (lambda: Net(mlp(), lambda h: h.mean().expand(ROWS, 1)), observed, X),
     "graph": (lambda: Net(mlp(), lambda h: GRAPH @ h), observed, X),
+    "one edge": (lambda: Net(mlp(), lambda h: ONE_EDGE @ h), observed, X),
+    "transposed": (lambda: Net(Transposed(), lambda h: h - h.mean()), observed, X),
     "flattened steps": (lambda: Net(mlp(), lambda h: h.view(4, 2).mean(-1, True)), observed, X),
     "one neighbour": (lambda: Net(nn.Linear(3, 1), lambda h, g: h - g.roll(1, 0)), observed, X, X),
     "steps in front": (lambda: Net(nn.Linear(3, 1), lambda h: h.mean(0)), observed, STEPS),

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from kinds import GUIDES
+from models import check_gradients_with_graph
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -71,6 +72,7 @@ def test_bound_on_mixtures_has_the_gradients_of_its_formula(size, prior_size):
         torch.testing.assert_close(f(*own), kernels.mixture_bound(*own, *prior).sum())
         assert gradcheck(f, own)
         assert gradgradcheck(f, own)
+        check_gradients_with_graph(f, own)
 
 
 def test_the_setting_holds_in_one_thread_and_ends():

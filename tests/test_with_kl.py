@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import pickle
 import subprocess
@@ -343,3 +344,23 @@ def test_evaluation_takes_the_means_of_layers_that_do():
     net[1].train()
     first, second = whole(x)[0], whole(x)[0]
     assert not torch.equal(first, second)
+
+
+def test_evaluation_goes_on_drawing_layers_that_do():
+    """Those of bayesian-torch draw in both modes."""
+    net, x = nn.Sequential(bayesian_torch.LinearFlipout(3, 3)).eval(), torch.randn(4, 3)
+    whole = WithKL(net)
+    assert not torch.equal(whole(x)[0], whole(x)[0])
+
+
+@pytest.mark.parametrize("wrap", [WithKL, lambda net: Standalone(*to_pyro(net))])
+def test_pickles_of_the_first_version_have_the_weight_one(wrap):
+    """Where wrappers had no weight, and a module of other name."""
+    whole, x = wrap(nn.Sequential(bensemble.BayesianLinear(3, 2))), torch.ones(4, 3)
+    state = whole.__getstate__() | {"_buffers": {}}
+    del state["_kl_weight"]
+    old = object.__new__(type(whole))
+    old.__setstate__(state)
+    assert old.kl_weight == 1
+    torch.testing.assert_close(old(x)[1], whole(x)[1])
+    assert importlib.import_module("pyro_bnn.compat._worlds").WithKL is WithKL

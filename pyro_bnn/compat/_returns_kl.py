@@ -46,8 +46,11 @@ class ReturnsKL(HasKLWeight, nn.Module):
 
     def __init__(self, kl_weight: float = 1.0) -> None:
         super().__init__()
+        self._make_kl_weight(kl_weight)
+
+    def _make_kl_weight(self, value: float) -> None:
         self.register_buffer("_kl_factor", torch.ones(()), persistent=False)
-        self.kl_weight = kl_weight
+        self.kl_weight = value
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         if not self._is_current():
@@ -86,7 +89,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
             )
         )
         return [
-            next(made) if draw else site.posterior.distribution(shared=self._shared)
+            next(made) if draw else site.posterior.distribution()
             for site, draw in zip(self._sites, draws, strict=True)
         ]
 
@@ -189,6 +192,8 @@ class ReturnsKL(HasKLWeight, nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_kl_weight" not in state:  # a pickle of version 0.1.0
+            self._make_kl_weight(1.0)
         self._set_up()
 
 
