@@ -54,7 +54,7 @@ from pyro_bnn.posteriors import (
 @dataclass(frozen=True)
 class Guide:
     make: Callable[..., AutoPosterior]
-    is_normal: bool = False  # every entry has a Normal posterior, and its divergence is exact
+    is_normal: bool = False  # every entry has a Normal posterior, and its KL divergence is exact
     is_shared: bool = False  # a draw is one weight for all examples
     has_quantiles: bool = True
 

@@ -125,7 +125,7 @@ def test_arguments(name):
 
 @pytest.mark.parametrize("bias", [True, False])
 @LAYERS
-def test_output_and_divergence(name, bias):
+def test_output_and_kl(name, bias):
     layer = make(name, bias=bias)
     x = inputs(name)
     result = layer(x)
@@ -149,7 +149,7 @@ def test_output_and_divergence(name, bias):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if split(n)[1] in ESTIMATORS[:2]])
-def test_divergence_is_the_closed_form(name):
+def test_kl_is_the_closed_form(name):
     layer = make(name, prior_mean=0.3, prior_variance=4.0)
     parameters = dict(layer.named_parameters())
     expected = 0.0
@@ -161,7 +161,7 @@ def test_divergence_is_the_closed_form(name):
     torch.testing.assert_close(layer.kl_loss(), expected)
 
 
-def test_divergence_of_radial_and_mixture_posteriors():
+def test_kl_of_radial_and_mixture_posteriors():
     for name in ("LinearRadial", "LinearMixture"):
         layer = make(name)
         q, p = layer._posteriors["weight"].distribution(), layer._prior("weight")
@@ -222,7 +222,7 @@ def test_their_number_is_a_mean(name):
     assert total.kl_loss() > 4 * their.kl_loss()
 
 
-def test_a_large_layer_has_a_divergence_ten_thousand_times_theirs():
+def test_a_large_layer_has_a_kl_ten_thousand_times_theirs():
     their = theirs.LinearReparameterization(100, 100, bias=False)
     layer = LinearReparameterization(100, 100, bias=False)
     layer.load_state_dict(their.state_dict())

@@ -199,12 +199,12 @@ def test_networks_of_bayesian_torch_run_as_they_are(alias, name):
         torch.testing.assert_close(net(x)[0], their(x)[0], rtol=1e-3, atol=1e-3)
 
 
-# Layers that pass on what the divergence is so far.
+# Layers that pass on what the KL divergence is so far.
 
 
 @pytest.mark.parametrize("name", ["BatchNorm1dLayer", "BatchNorm2dLayer", "BatchNorm3dLayer"])
 @pytest.mark.parametrize("affine", [True, False])
-def test_normalisation_passes_the_divergence_on(name, affine):
+def test_normalisation_passes_the_kl_on(name, affine):
     their = getattr(theirs, name)(3, 1e-4, 0.2, affine)
     layer = getattr(bayesian_torch, name)(3, 1e-4, 0.2, affine)
     layer.load_state_dict(their.state_dict(), strict=True)
@@ -222,7 +222,7 @@ def test_normalisation_passes_the_divergence_on(name, affine):
     assert layer(x[:2]).shape == x[:2].shape
 
 
-def test_networks_in_sequence_keep_the_divergence():
+def test_networks_in_sequence_keep_the_kl():
     net = nn.Sequential(
         Conv2dFlipout(1, 2, 3), BatchNorm2dLayer(2), ReLU(inplace=True), Dropout(0.5)
     )
@@ -457,7 +457,7 @@ def test_deterministic_networks_have_layers_of_torch(estimator):
     torch.testing.assert_close(fresh.eval()(x), plain(x))
     q = net[4]._posteriors["weight"].distribution()
     torch.testing.assert_close(plain[4].weight.detach(), q.mean.detach())
-    # A layer that returns its divergence, too, goes on to do so.
+    # A layer that returns its KL divergence, too, goes on to do so.
     layer = LinearFlipout(3, 2)
     plain = to_deterministic(*to_pyro(layer))
     out, kl = plain(torch.ones(4, 3))

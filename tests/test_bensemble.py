@@ -1,4 +1,4 @@
-"""The layers of bensemble: its interface, checkpoints and numbers, and finite divergences."""
+"""The layers of bensemble: its interface, checkpoints and numbers, and finite KL divergences."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_training_has_the_moments_of_the_posterior(make, their, args, shape):
 
 
 @EACH
-def test_pruned_layers_keep_a_finite_divergence(make, their, args, shape):
+def test_pruned_layers_keep_a_finite_kl(make, their, args, shape):
     other, layer = their(*args), make(*args)
     with torch.no_grad():
         other.b_mu.normal_()

@@ -28,7 +28,7 @@ NETS = pytest.mark.parametrize("net", [bayesian_mlp, torch_mlp])
 
 @EACH
 @NETS
-def test_output_and_divergence(kind, net):
+def test_output_and_kl(kind, net):
     net = net(3, 4, 1)
     guide = kind.make(net)
     module = Standalone(net, guide)
@@ -286,7 +286,7 @@ def test_a_users_own_module():
     handle.remove()
 
 
-def test_divergence_of_a_hierarchical_prior_is_estimated_at_the_draw():
+def test_kl_of_a_hierarchical_prior_is_estimated_at_the_draw():
     net = Everything()
     net.eval()
     module = Standalone(net, AutoReparameterization(net, init_scale=0.3))
@@ -304,7 +304,7 @@ def test_divergence_of_a_hierarchical_prior_is_estimated_at_the_draw():
     assert (kls.mean() - expected.mean()).abs() < 5 * error
 
 
-def test_divergence_of_a_hierarchical_prior_is_taken_at_the_means():
+def test_kl_of_a_hierarchical_prior_is_taken_at_the_means():
     net = Everything()
     net.eval()
     module = Standalone(net, AutoReparameterization(net, init_scale=0.3), sample=False)

@@ -153,7 +153,7 @@ def test_nothing_to_select(net):
         bayesianize(net)
 
 
-def test_shared_weights_are_one_site_with_one_divergence():
+def test_shared_weights_are_one_site_with_one_kl():
     net = bayesianize(Net()).eval()
     assert net.block is net.again
     guide = AutoReparameterization(net)
@@ -682,8 +682,8 @@ def test_posteriors_become_priors(kind):
         torch.testing.assert_close(p.log_prob(value), q.log_prob(value))
         assert not p.log_prob(value).requires_grad
         if kind.is_normal:
-            divergence = torch.distributions.kl_divergence(after[name].distribution(), p)
-            assert divergence.item() == pytest.approx(0.0, abs=1e-5)
+            kl = torch.distributions.kl_divergence(after[name].distribution(), p)
+            assert kl.item() == pytest.approx(0.0, abs=1e-5)
 
 
 def fitted(model, x, y, noise):
@@ -701,8 +701,8 @@ def fitted(model, x, y, noise):
         optimizer.zero_grad()
         q = guide["net.weight"].base()
         error = (y - x @ q.loc[0]).square() + x.square() @ q.scale[0].square()
-        divergence = torch.distributions.kl_divergence(q, model.net.weight_prior().base_dist)
-        loss = error.sum() / (2 * noise**2) + divergence.sum()
+        kl = torch.distributions.kl_divergence(q, model.net.weight_prior().base_dist)
+        loss = error.sum() / (2 * noise**2) + kl.sum()
         loss.backward()
         return loss
 

@@ -270,7 +270,7 @@ class TestNormalMixture:
             assert within(gradient, exact)
 
 
-# math.md's table: weights, means and scales of q and of p, the divergence, and the bound.
+# math.md's table: weights, means and scales of q and of p, the KL divergence, and the bound.
 TABLE = [
     (
         [0.5, 0.5],

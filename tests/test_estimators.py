@@ -333,7 +333,7 @@ def test_sample_dimensions_need_rows(estimator):
 
 
 @EACH
-def test_density_and_divergence_are_those_of_the_posterior(estimator):
+def test_density_and_kl_are_those_of_the_posterior(estimator):
     q, p = posterior(estimator, 3, 4), dist.Normal(0.0, 1.0).expand([3, 4]).to_event(2)
     value = q.rsample()
     normal = q.base_dist.to_event(2)

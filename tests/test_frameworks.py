@@ -55,7 +55,7 @@ def name(site, parameter="loc"):
 
 
 @EACH
-def test_steps_are_those_of_all_data_with_the_kl_divergence_once(found, framework):
+def test_steps_are_those_of_all_data_with_the_kl_kl_once(found, framework):
     of_ranks = [x[framework] for x in found]
     for step in range(NUM_STEPS):
         gradients, loss = expected(of_ranks, step, KL_WEIGHTS[framework][step])

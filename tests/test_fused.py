@@ -34,7 +34,7 @@ def doubles(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("prior_shape", [(), (3, 2)])
 @pytest.mark.parametrize("share", [1.0, 0.3])
-def test_divergence_has_the_gradients_of_its_formula(share, prior_shape):
+def test_kl_has_the_gradients_of_its_formula(share, prior_shape):
     inputs = doubles((3, 2), (3, 2), prior_shape, prior_shape)
 
     def f(loc, scale, prior_loc, prior_scale):
@@ -54,7 +54,7 @@ def test_divergence_has_the_gradients_of_its_formula(share, prior_shape):
 
 
 @pytest.mark.parametrize("center", [0.0, 0.5])
-def test_divergence_from_a_fixed_scalar_prior(center):
+def test_kl_from_a_fixed_scalar_prior(center):
     prior = torch.tensor(center, dtype=torch.double), torch.tensor(0.5, dtype=torch.double)
 
     def f(loc, scale):
@@ -87,7 +87,7 @@ WEIGHTS = ["constant", "a bit narrower", "random", "trained", "collapsed", "mixe
 
 
 def terms(loc, scale, prior_loc, prior_scale, share=1.0):
-    """What cancels in the divergence of each entry, in double precision."""
+    """What cancels in the KL divergence of each entry, in double precision."""
     loc, scale, prior_loc, prior_scale = (
         torch.as_tensor(t).double() for t in (loc, scale, prior_loc, prior_scale)
     )
@@ -103,7 +103,7 @@ def terms(loc, scale, prior_loc, prior_scale, share=1.0):
 @pytest.mark.parametrize("share", [1.0, 1e-3])
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("size", [100, 20_000, 300_001])
-def test_divergence_keeps_its_digits(kind, size, share):
+def test_kl_keeps_its_digits(kind, size, share):
     """Also where all entries are rounded to the same side, and sums are of terms that cancel."""
     loc, scale = weights(kind, size)
     for prior_loc, prior_scale in (
@@ -119,7 +119,7 @@ def test_divergence_keeps_its_digits(kind, size, share):
 
 
 @pytest.mark.parametrize("scale", [0.9, 0.0377, 0.3])
-def test_divergence_of_many_weights_keeps_its_digits(scale):
+def test_kl_of_many_weights_keeps_its_digits(scale):
     parameters = [torch.tensor(t) for t in (0.0377, scale, 0.1, 1.0)]
     many = [t.expand(10_000_000) for t in parameters]
     exact = 10_000_000 * terms(*parameters)
@@ -129,7 +129,7 @@ def test_divergence_of_many_weights_keeps_its_digits(scale):
 
 
 @pytest.mark.parametrize("size", [100, 20_000, 10_000_000])
-def test_equal_distributions_have_no_divergence(size):
+def test_equal_distributions_have_no_kl(size):
     for loc, scale in ((0.0, 0.1), (0.3, 0.0377)):
         q = trusted_normal(torch.full((size,), loc), torch.full((size,), scale))
         p = Normal(torch.tensor(loc).expand(size), torch.tensor(scale).expand(size))
@@ -141,7 +141,7 @@ def test_equal_distributions_have_no_divergence(size):
 @pytest.mark.parametrize("make", [AutoReparameterization, AutoRadial, AutoMixture])
 @pytest.mark.parametrize("prior", [dist.Normal(0.3, 0.7), ScaleMixture(0.4, 1.0, 0.1)])
 @pytest.mark.parametrize("is_pruned", [False, True])
-def test_divergence_of_a_network_keeps_its_digits(make, prior, is_pruned):
+def test_kl_of_a_network_keeps_its_digits(make, prior, is_pruned):
     """A large weight and small ones, of which all entries are alike."""
     if make is AutoRadial and isinstance(prior, ScaleMixture):
         prior = dist.Normal(0.0, 1.0)
@@ -167,7 +167,7 @@ def test_divergence_of_a_network_keeps_its_digits(make, prior, is_pruned):
 
 
 @pytest.mark.parametrize("make", [AutoReparameterization, AutoRadial, AutoMixture])
-def test_compiled_divergences_are_summed_in_double_precision(make):
+def test_compiled_kls_are_summed_in_double_precision(make):
     """What torch compiles for a CPU adds one term after the other, and would lose digits."""
     net = BayesianLinear(30, 20, bias=False)
     sums = []
@@ -211,7 +211,7 @@ def test_bound_on_mixtures_keeps_its_digits(size, wants_grad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_divergence_in_low_precision_is_that_of_the_rounded_parameters(dtype):
+def test_kl_in_low_precision_is_that_of_the_rounded_parameters(dtype):
     torch.manual_seed(0)
     loc, scale = torch.randn(1000).to(dtype), (torch.rand(1000) + 0.01).to(dtype)
     loc.requires_grad_()
@@ -248,7 +248,7 @@ def test_scaled_noise_has_the_gradient_of_the_root():
 
 @pytest.mark.parametrize("is_rho", [False, True])
 @pytest.mark.parametrize("quantity", ["value", "noise", "variance"])
-def test_joint_has_the_draws_divergence_and_gradients_of_its_parts(quantity, is_rho):
+def test_joint_has_the_draws_kl_and_gradients_of_its_parts(quantity, is_rho):
     shapes = [(3, 2), (2,), (), (0, 4)]
     locs, scales = doubles(*shapes), doubles(*shapes)
 
@@ -333,7 +333,7 @@ def test_square_has_the_gradients_of_its_formula():
     assert gradgradcheck(square, inputs)
 
 
-def test_divergence_of_small_and_large_weights_together():
+def test_kl_of_small_and_large_weights_together():
     torch.manual_seed(0)
     net = bayesianize(nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 3), nn.Linear(3, 3)))
     guide = AutoReparameterization(net)

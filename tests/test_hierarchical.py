@@ -50,7 +50,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("loc", "scale", "hyperparameters", "exact", "bound"), TABLE)
-def test_the_bound_lies_above_the_exact_divergence(loc, scale, hyperparameters, exact, bound):
+def test_the_bound_lies_above_the_exact_kl(loc, scale, hyperparameters, exact, bound):
     q, size = normal(loc, scale), len(loc)
     p = HierarchicalNormal((size,), *double(*hyperparameters))
     torch.testing.assert_close(kl_divergence(q, p).item(), bound, atol=1e-4, rtol=0)

@@ -105,7 +105,7 @@ def test_agrees_with_trace_elbo_in_expectation(kind, prior):
 @EACH
 @pytest.mark.parametrize("prior", [priors.Normal(0.0, 1.0), dist.StudentT(5.0)])
 def test_kl_weight(kind, prior):
-    """The loss is linear in it, also where the divergence has no formula."""
+    """The loss is linear in it, also where the KL divergence has no formula."""
     x, y = data(8)
     model = Regression(bayesian_mlp(3, 2, 1, prior=prior), noise=None)
     guide = kind.make(model, init_scale=0.3)
@@ -158,7 +158,7 @@ def test_scaled_by_the_user(which):
 
 
 @pytest.mark.parametrize("make", [AutoFlipout, AutoLRT, AutoRadial])
-def test_no_density_that_a_divergence_replaces(make, monkeypatch):
+def test_no_density_that_a_kl_replaces(make, monkeypatch):
     x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1))
     guide = make(model)
@@ -177,7 +177,7 @@ def test_no_density_that_a_divergence_replaces(make, monkeypatch):
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
-def test_divergence_does_not_depend_on_the_number_of_particles(vectorize):
+def test_kl_does_not_depend_on_the_number_of_particles(vectorize):
     x, y = data()
     model = Regression(bayesian_mlp(3, 4, 1))
     guide = AutoLRT(model)

@@ -69,7 +69,7 @@ def test_they_are_multivariate_normals_of_the_entries(make):
 
 @pytest.mark.parametrize("first", [full, matrix, mean_field])
 @pytest.mark.parametrize("second", [full, matrix, mean_field])
-def test_divergences(first, second):
+def test_kls(first, second):
     (q, exact_q), (p, exact_p) = first(), second()
     expected = kl_divergence(exact_q, exact_p)
     torch.testing.assert_close(kl_divergence(q, p), expected)

@@ -96,7 +96,7 @@ def test_a_step_without_data(loss):
     with pytest.warns(UserWarning, match=r"observes nothing.*KL divergence.*obs=y") as found:
         svi.step(X)
     assert {warning.filename for warning in found} == {__file__}
-    loss()(net, guide)(X)  # the divergence, which one may want to know
+    loss()(net, guide)(X)  # the KL divergence, which one may want to know
 
 
 class TestForgottenNumber:

@@ -184,7 +184,7 @@ def of_kept(q, prior):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_divergence_is_that_of_the_kept_weights(family):
+def test_kl_is_that_of_the_kept_weights(family):
     q = posterior(family, torch.float64)
     q.prune(KEPT)
     prior = dist.Normal(torch.zeros(2, 3, dtype=torch.float64), 0.7).to_event(2)

@@ -257,7 +257,7 @@ def test_what_has_no_weight(target):
 
 
 @pytest.mark.parametrize("make", ["standalone", "layers", "mean"])
-def test_the_weight_scales_the_divergence(make):
+def test_the_weight_scales_the_kl(make):
     torch.manual_seed(0)
     x = torch.randn(5, 3)
     if make == "layers":

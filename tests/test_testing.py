@@ -105,7 +105,7 @@ def test_wrong_posteriors_are_found(make, message):
 
 
 class WithDensityOf(dist.Normal):
-    """A Normal that torch knows a divergence of, which is too small."""
+    """A Normal that torch knows a KL divergence of, which is too small."""
 
 
 @torch.distributions.register_kl(WithDensityOf, dist.Normal)
@@ -118,7 +118,7 @@ class OfSmallKL(NormalPosterior):
         return WithDensityOf(self.read("loc"), self.read("scale"))
 
 
-def test_a_divergence_that_is_too_small_is_found():
+def test_a_kl_that_is_too_small_is_found():
     with pytest.raises(AssertionError, match="the registered KL divergence from a Normal is"):
         check_posterior(OfSmallKL)
 

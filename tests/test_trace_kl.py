@@ -111,7 +111,7 @@ def test_sites_that_are_masked_altogether():
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_masks_and_scales_that_are_tensors(alike):
-    """Equal ones are those of one divergence; others weigh the two densities."""
+    """Equal ones are those of one KL divergence; others weigh the two densities."""
     torch.manual_seed(0)
     scale, mask = torch.tensor([0.5, 2.0, 1.0]), torch.tensor([True, True, False])
 

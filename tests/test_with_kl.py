@@ -173,7 +173,7 @@ class Lines(nn.Module):
         return x, kl + kl_conv + kl_head
 
 
-def test_a_network_that_adds_divergences_itself():
+def test_a_network_that_adds_kls_itself():
     net, x = Lines(), torch.randn(5, 6, 3)
     out, kl = net(x)
     assert out.shape == (5, 1)

@@ -125,7 +125,7 @@ class VariationalLayer(nn.Module):
         return add_up(self._kl_of(key, q) for key, q in distributions.items())
 
     @property
-    def _has_kl_of_its_own(self) -> bool:
+    def _computes_kl(self) -> bool:
         """Whether its KL divergence is not the sum of those of posteriors and priors."""
         return self.kl_reduction == "mean"
 

@@ -80,7 +80,7 @@ class WithKL(ReturnsKL):
         apart: dict[VariationalLayer, dict[str, Any]] = defaultdict(dict)
         pairs = []
         for (_, layer, key), q in zip(self._sites, posteriors, strict=True):
-            if layer._has_kl_of_its_own:
+            if layer._computes_kl:
                 apart[layer][key] = q
             else:
                 pairs.append(layer._pair(key, q))

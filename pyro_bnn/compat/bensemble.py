@@ -72,9 +72,9 @@ class BaseBayesianLayer(VariationalLayer):
         return add_up(self._kl_of_pair(mu, rho) for mu, rho in pairs.values())
 
     @property
-    def _has_kl_of_its_own(self) -> bool:
+    def _computes_kl(self) -> bool:
         is_pruned = any(posterior.kept is not None for posterior in self._posteriors.values())
-        return is_pruned or super()._has_kl_of_its_own
+        return is_pruned or super()._computes_kl
 
     def _kl_of(self, key: str, q: Distribution) -> Tensor:
         if self._posteriors[key].kept is None:

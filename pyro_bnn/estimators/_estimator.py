@@ -32,13 +32,13 @@ class Estimator(ABC):
     Attributes:
         needs: what the noise of a posterior must be: ``"any"``, ``"symmetric"`` in each entry by
             itself, or ``"normal"``, independent Normals.
-        takes_both_sides: whether a weight may be used both as it is and transposed.
+        supports_transpose: whether a weight may be used both as it is and transposed.
         quantity: what draws from a Normal are made of, which may be computed for many small
             weights together: ``"value"``, ``"noise"``, ``"variance"``, or None.
     """
 
     needs: ClassVar[str] = "any"
-    takes_both_sides: ClassVar[bool] = True
+    supports_transpose: ClassVar[bool] = True
     quantity: ClassVar[str | None] = None
 
     @abstractmethod

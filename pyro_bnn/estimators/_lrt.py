@@ -45,7 +45,7 @@ class LocalReparameterization(Estimator):
     """
 
     needs = "normal"
-    takes_both_sides = False
+    supports_transpose = False
     quantity = "variance"
 
     def draw(self, base: Any, sample_shape: torch.Size, event_dim: int) -> Tensor:

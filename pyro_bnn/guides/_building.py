@@ -188,7 +188,7 @@ class Building:
         estimator = self.estimator
         if estimator is None:
             return self.posterior
-        if prior is not None and prior.is_also_transposed and not estimator.takes_both_sides:
+        if prior is not None and prior.is_also_transposed and not estimator.supports_transpose:
             estimator = Flipout()
         return partial(self.posterior, estimator=estimator)
 

@@ -45,12 +45,12 @@ def warn_of_interaction(guide: Any, found: Trace, args: Any, kwargs: Any) -> Non
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return
     sites: dict[str, Any] = dict(found.iter_stochastic_nodes())
-    own_noise = [name for name in sites if not isinstance(guide[name].estimator, Shared)]
-    if not own_noise:
+    noisy = [name for name in sites if not isinstance(guide[name].estimator, Shared)]
+    if not noisy:
         return
-    zeros: dict[str, list[Tensor]] = {name: [] for name in own_noise}
+    zeros: dict[str, list[Tensor]] = {name: [] for name in noisy}
     found = found.copy()
-    for name in own_noise:
+    for name in noisy:
         value = draw(_Probe(sites[name]["value"], zeros[name]))
         found.nodes[name] = sites[name] | {"value": value}
     model = poutine.replay(guide._model[0], found)
@@ -60,7 +60,7 @@ def warn_of_interaction(guide: Any, found: Trace, args: Any, kwargs: Any) -> Non
         seen = [
             (name, weight)
             for name, density in densities.items()
-            for weight in own_noise
+            for weight in noisy
             if _see_several(density, zeros[weight])
         ]
     if seen:

@@ -113,7 +113,7 @@ def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
     return [normal_kl(*map(as_one, zip(*g, strict=True))) for g in groups.values()]
 
 
-def add_up(divergences: Iterable[Tensor]) -> Tensor:
+def add_up(kls: Iterable[Tensor]) -> Tensor:
     """The sum of scalars, which may be on several devices; on that of the last one."""
-    terms = list(divergences)
+    terms = list(kls)
     return reduce(lambda total, kl: total.to(kl.device) + kl, terms) if terms else torch.zeros(())

@@ -131,7 +131,7 @@ def _check_finite(model: Callable[..., Any], model_trace: Trace, args: Any, kwar
     sites = [
         name
         for name, site in model_trace.nodes.items()
-        if site["type"] == "sample" and not math.isfinite(torch_item(_own_log_prob(site)))
+        if site["type"] == "sample" and not math.isfinite(torch_item(_log_prob_sum(site)))
     ]
     raise ValueError(
         f"the log probability of the sites {sites} is {value} "
@@ -232,6 +232,6 @@ def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor)
     guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
 
 
-def _own_log_prob(site: Site) -> Tensor:
+def _log_prob_sum(site: Site) -> Tensor:
     """That of one site, where another has the KL divergence of both."""
     return -kl_divergence(site["joint"], site["fn"]) if "joint" in site else site["log_prob_sum"]

@@ -18,16 +18,16 @@ from ._switch import is_plain
 _BLOCK = 1 << 18
 
 
-def summed_mixture_bound(own: Sequence[Tensor], prior: Sequence[Tensor]) -> Tensor:
+def summed_mixture_bound(posterior: Sequence[Tensor], prior: Sequence[Tensor]) -> Tensor:
     """The sum of :func:`mixture_bound` over all entries.
 
     Args:
-        own: log weights, means and scales of the mixture, components in front.
+        posterior: log weights, means and scales of the mixture, components in front.
         prior: those of the prior; empty, if there is none.
     """
     if is_plain() or any(t.requires_grad for t in prior):
-        return exact_sum(mixture_bound(*own, *prior))
-    return _SummedBound.apply(torch.is_grad_enabled(), *own, *prior)
+        return exact_sum(mixture_bound(*posterior, *prior))
+    return _SummedBound.apply(torch.is_grad_enabled(), *posterior, *prior)
 
 
 def mixture_bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def mixture_bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: 
     prior = _by_component(prior_parts)
 
     # A component overlaps with itself by 1, and with another as that one does with it.
-    overlaps = [[own] for own in log_weights]
+    overlaps = [[w] for w in log_weights]
     for a, b in combinations(range(len(locs)), 2):
         total = variances[a] + variances[b]
         bhattacharyya = (
@@ -48,11 +48,11 @@ def mixture_bound(log_weight: Tensor, loc: Tensor, scale: Tensor, *prior_parts: 
         overlaps[b].append(log_weights[a] - bhattacharyya)
 
     bounds = []
-    for a, own in enumerate(log_weights):
+    for a, log_w in enumerate(log_weights):
         against = scales[a].log() + 0.5
         if prior:
             against = log_sum([w - entry_kl(locs[a], scales[a], m, s) for w, m, s in prior])
-        bounds.append(own.exp() * (log_sum(overlaps[a]) - against))
+        bounds.append(log_w.exp() * (log_sum(overlaps[a]) - against))
     return sum(bounds[1:], bounds[0])
 
 
@@ -96,7 +96,7 @@ def _bound_and_gradients(
 ) -> tuple[Tensor, ...]:
     """The bound of each entry, and its gradients for log weights, means and scales."""
     weight, variance = log_weight.exp(), scale.square()
-    overlaps = [[own] for own in log_weight]
+    overlaps = [[w] for w in log_weight]
     pairs = []
     for a, b in combinations(range(len(loc)), 2):
         total = variance[a] + variance[b]

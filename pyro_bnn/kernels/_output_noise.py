@@ -70,6 +70,6 @@ class _WithNoise(Function):
             by_mean = by_output.sum_to_size(ctx.mean_shape)
             by_variance = (by_output * noise).sum_to_size(root.shape).div_(root).mul_(0.5)
         if by_root is not None:
-            own = (by_root / root).mul_(0.5)
-            by_variance = own if by_variance is None else by_variance.add_(own)
+            more = (by_root / root).mul_(0.5)
+            by_variance = more if by_variance is None else by_variance.add_(more)
         return by_mean, None, by_variance
