@@ -36,8 +36,8 @@ prior = priors.HierarchicalNormal("tensor", concentration=2.0, rate=4.0)
 model = BNN(bayesianize(net, prior=prior), likelihoods.Bernoulli())
 chain = MCMC(
     NUTS(model, max_tree_depth=few(5, 1), jit_compile=few(True, False), ignore_jit_warnings=True),
-    num_samples=few(200, 2),
-    warmup_steps=few(80, 2),
+    num_samples=few(140, 2),
+    warmup_steps=few(60, 2),
     disable_progbar=True,
 )
 chain.run(x, y)
@@ -45,7 +45,7 @@ posteriors = {"NUTS": chain.get_samples()}
 
 for name, make in GUIDES.items():
     posteriors[name] = make(model)
-    fit(model, posteriors[name], (x, y), epochs=few(1000, 3))
+    fit(model, posteriors[name], (x, y), epochs=few(800, 3))
 
 # %%
 # The probability that a grade improves, with 90% bands, for both methods of teaching.
@@ -75,5 +75,5 @@ for axis in axes[:, 0]:
     axis.set_ylabel("probability of a better grade")
 for axis in axes[1]:
     axis.set_xlabel("grade point average")
-axes[0, 0].legend(loc="upper left")
+axes[0, 0].legend(loc=(0.03, 0.66))
 save(figure, "nuts")
