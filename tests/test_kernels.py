@@ -75,6 +75,18 @@ def test_bound_on_mixtures_has_the_gradients_of_its_formula(size, prior_size):
         check_gradients_with_graph(f, own)
 
 
+@pytest.mark.parametrize("is_on", [False, True])
+def test_bound_on_mixtures_has_gradients_for_a_prior_that_is_learned(is_on):
+    own = [torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.full((1, 2), 0.5)]
+    loc, scale = (torch.full((1, 2), x, requires_grad=True) for x in (0.5, 2.0))
+    with kernels.enabled(is_on):
+        kl = kernels.summed_mixture_bound(own, [torch.zeros(1, 2), loc, scale])
+    by_loc, by_scale = torch.autograd.grad(kl, [loc, scale])
+    # Of log s + (0.25 + (m - c)^2) / (2 s^2) for means m of 1 and 2, and c = 0.5.
+    torch.testing.assert_close(by_loc, torch.tensor([[-0.125, -0.375]]))
+    torch.testing.assert_close(by_scale, torch.tensor([[0.4375, 0.1875]]))
+
+
 def test_the_setting_holds_in_one_thread_and_ends():
     found = []
 
