@@ -33,7 +33,8 @@ from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
 from pyro_bnn.models._batches import batches
-from pyro_bnn.models._held_out import log_density
+from pyro_bnn.models._fit import _schedule
+from pyro_bnn.models._held_out import EarlyStopping, log_density
 
 matplotlib.use("Agg")
 N = 24
@@ -609,3 +610,12 @@ def test_classes_are_learned():
     guide = AutoLRT(model)
     history = fit(model, guide, (x, y), epochs=100, batch_size=30, lr=0.03, scale_lr=0.03)
     assert history["bound"][-1] > -math.log(3) + 0.2  # the trivial bound
+
+
+def test_rates_fall_as_a_cosine_in_the_second_half():
+    assert [_schedule(done) for done in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_patience_is_counted_from_the_last_best():
+    stopping = EarlyStopping([], patience=2)
+    assert [stopping.update(score) for score in (1.0, 0.0, 2.0, 1.0, 1.0)] == [False] * 4 + [True]

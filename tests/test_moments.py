@@ -198,3 +198,9 @@ def test_refuses():
         predict(lambda x: x, guide, x, moments=True)
     with pytest.raises(TypeError, match=r"`x` \(=tuple\) must be one tensor"):
         moments(model, AutoLRT(model), (x.float(), x.float()))
+
+
+def test_averages_of_unequal_variances_are_those_of_what_is_wholly_correlated():
+    x = Moments(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 9.0]]]))
+    found = _RULES[nn.AvgPool1d](nn.AvgPool1d(2), x).variance
+    assert found.item() == pytest.approx(((1 + 3) / 2) ** 2)
