@@ -7,7 +7,7 @@ PEERS := bayesian-torch bensemble
 BENCH_PEERS := $(PEERS) torch-uncertainty tyxe laplace-torch asdfghjkl backpack-for-pytorch \
 	curvlinops-for-pytorch einconv einops linear_operator unfoldNd
 
-.PHONY: demo test test-next lint docs figures bench soak wheel clean
+.PHONY: demo test test-next lint docs figures bench bench-gpu soak wheel clean
 
 demo: .venv/demo.stamp  ## train on real images and show the uncertainty
 	$(BIN)/python tutorials/digits.py
@@ -56,6 +56,9 @@ bench: .venv/bench.stamp  ## measure speed and memory against peers, and the can
 	$(if $(UCI),$(BIN)/python benchmarks/defaults.py --uci $(UCI))
 	$(if $(UCI),$(BIN)/python benchmarks/uci.py $(UCI))
 	$(if $(UCI),$(BIN)/python benchmarks/convergence.py --uci $(UCI))
+
+bench-gpu: .venv/bench.stamp  ## measure speed and memory against peers on a GPU
+	$(BIN)/python benchmarks/speed.py --device cuda
 
 wheel: .venv/build.stamp  ## build the wheel, and import it in a clean environment
 	rm -rf build dist

@@ -118,6 +118,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="likewise")
     parser.add_argument("--readme", action="store_true", help="only put tables into README.md")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "`--device cuda` needs a GPU that torch can use, and torch.cuda.is_available() is "
+            "false: run it on a machine with one, with a CUDA build of torch"
+        )
     suffix = "" if args.device == "cpu" else f"-{args.device}"
     path: Path | None = args.json or (None if args.only else FOLDER / f"speed{suffix}.json")
     picture: Path | None = args.plot or (None if args.only else FOLDER / f"speed{suffix}.png")

@@ -106,6 +106,7 @@ INTERNALS = {
     "_get_vectorized_trace": "the same",
     "_vectorized_num_particles": "the same",
     "_differentiable_loss_particle": "a public hook for the loss of a particle",
+    "_get_traces": "a public iterator over the traces of particles",
     "_pyro_sample": "a public hook for a statement",
     # Set by initialization functions, where reparameterizers may put another value.
     "_pyro_custom_init": "an argument of `init_loc_fn`",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -49,11 +50,19 @@ def size_mismatch(key: str, own: Any, saved: Any) -> str | None:
     )
 
 
+def is_checked(x: Tensor) -> bool:
+    """Whether its values are checked: where Pyro validates nothing, no host waits for a GPU."""
+    return x.is_cpu or is_validation_enabled()
+
+
 def nan_arguments(
-    function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    among: Callable[[Tensor], bool] = has_values,
 ) -> list[str]:
-    """Descriptions of the arguments of a function that have NaN."""
-    return _arguments_with(torch.isnan, function, args, kwargs)
+    """Descriptions of the arguments of a function, ``among`` some, that have NaN."""
+    return _arguments_with(torch.isnan, function, args, kwargs, among)
 
 
 def infinite_arguments(
@@ -68,12 +77,13 @@ def _arguments_with(
     function: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    among: Callable[[Tensor], bool] = has_values,
 ) -> list[str]:
     named: dict[str, Any] = {str(i): arg for i, arg in enumerate(args)} | dict(kwargs)
     return [
         f"`{_name(function, key)}` ({int(test(x).sum())} of {x.numel()} values)"
         for key, x in named.items()
-        if isinstance(x, Tensor) and x.is_floating_point() and _has(test, x)
+        if isinstance(x, Tensor) and x.is_floating_point() and among(x) and _has(test, x)
     ]
 
 

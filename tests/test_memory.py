@@ -15,7 +15,7 @@ from pyro.infer import SVI
 from pyro.optim import Adam
 from torch import nn
 
-from pyro_bnn import bayesianize, to_deterministic
+from pyro_bnn import bayesianize, compat, to_deterministic
 from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble, to_pyro
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
@@ -103,6 +103,25 @@ def test_models_that_are_dropped(kind, form):
     assert names == size  # the last one's, as after a run of Pyro's guides
     for _ in range(3):
         assert after_one_more() == (tensors, size, names)
+
+
+def test_many_models_that_are_dropped():
+    """Of 200, nothing is left that Python counts."""
+    x, store = torch.ones(2, SIZE), pyro.get_param_store()
+
+    def after(cycles):
+        for form in ["svi", "elbo", "standalone", "with_kl"] * cycles:
+            for kind in GUIDES:
+                FORMS[form](kind, x)
+        store.clear()
+        gc.collect()
+        tables = len(store), len(store._param_to_name), len(compat._twin._CLASSES)
+        return tables, len(gc.get_objects())
+
+    tables, before = after(1)
+    last, objects = after(9)
+    assert last == tables
+    assert objects - before < 9  # not one for each form and guide, nor for each cycle
 
 
 def test_names_of_models_that_live():

@@ -47,7 +47,8 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor
     if is_packed:
         data, batch_sizes, hx, weights, has_biases, layers, dropout, train, both = args
         sizes = batch_sizes.tolist()
-        index = torch.cat([torch.arange(size) for size in sizes]).to(data.device)
+        index = torch.cat([torch.arange(size) for size in sizes])
+        index = index.to(data.device, non_blocking=True)
         batch_first = False
     else:
         data, hx, weights, has_biases, layers, dropout, train, both, batch_first = args

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .._parameter_store import OwnParameters, own_parameters
-from .._validation import nan_arguments
+from .._validation import is_checked, nan_arguments
 from ..estimators import Estimator
 from ..posteriors._posterior import all_positive, check_estimator
 from ..posteriors._together import distributions
@@ -205,7 +205,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
 
     def _check_nan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = None if self._model is None else self._model[0]
-        found = nan_arguments(model, args, kwargs)
+        found = nan_arguments(model, args, kwargs, among=is_checked)
         if found:
             raise ValueError(
                 f"NaN in the model's arguments {', '.join(found)}: drop or impute these values, "

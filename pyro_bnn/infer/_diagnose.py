@@ -197,7 +197,6 @@ def _collapsed(sites: dict[str, tuple[Any, Any]]) -> dict[str, float]:
 
 def _signal_to_noise(guide: AutoPosterior) -> dict[str, list[float]]:
     """Of what has a scale where it has a mean: in unconstrained space, 0 is no special value."""
-    probs = torch.tensor(_PROBS, dtype=torch.double)
     result = {}
     for name in guide:
         posterior = guide[name]
@@ -206,6 +205,7 @@ def _signal_to_noise(guide: AutoPosterior) -> dict[str, list[float]]:
         ratio = posterior.signal_to_noise().double().reshape(-1)
         ratio = ratio if posterior.kept is None else ratio[posterior.kept.reshape(-1)]
         if ratio.numel():
+            probs = torch.tensor(_PROBS, dtype=ratio.dtype, device=ratio.device)
             result[name] = torch.quantile(ratio[: 1 << 23], probs).tolist()
     return result
 

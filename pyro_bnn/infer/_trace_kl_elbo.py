@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -11,22 +11,20 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from .._gradients import check_gradients
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
-from .._validation import infinite_arguments, nan_arguments
 from ..distributions._normal import normal_kl
 from ..estimators._estimator import Estimated, normals
 from ._data import check_data
+from ._finite import check_finite, check_leaves
 from ._kl import add_up, analytic_kl, is_small, joint_kl
 from ._particles import check_particles
 
@@ -106,64 +104,42 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
                 for site in trace.nodes.values():
                     if site["type"] == "sample":
                         check_site_shape(site, self.max_plate_nesting)
-        _check_finite(model, model_trace, args, kwargs)
+        check_finite(model, model_trace, args, kwargs)
         if torch.is_grad_enabled():
             check_data(model_trace, guide, args, kwargs, self.kl_weight == 1)
-            _check_gradients(model, model_trace, guide_trace, args, kwargs)
+            check_leaves(model, model_trace, guide_trace, args, kwargs)
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
     ) -> tuple[Tensor, Tensor]:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
+        sites: list[Site] = [s for s in model_trace.nodes.values() if s["type"] == "sample"]
+        proposed: Any = [s for s in guide_trace.nodes.values() if s["type"] == "sample"]
+        if all(is_identically_zero(s["score_parts"].score_function) for s in proposed):
+            # Pyro reads the value of each site, and each time the host waits for a GPU.
+            entropies = (s["score_parts"].entropy_term for s in proposed)
+            terms = [e.sum() for e in entropies if not is_identically_zero(e)]
+            surrogate: Any = sum(terms) - sum(s["log_prob_sum"] for s in sites)
+            loss = surrogate.detach() if isinstance(surrogate, Tensor) else surrogate
+        else:
+            loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
-            sites: Any = model_trace.nodes.values()
-            values = [site["value"] for site in sites if site["type"] == "sample"]
-            wait_for_backward(surrogate, values)
+            wait_for_backward(surrogate, [site["value"] for site in sites])
         return loss, surrogate
 
-
-def _check_finite(model: Callable[..., Any], model_trace: Trace, args: Any, kwargs: Any) -> None:
-    """Refuses a loss of NaN, and one that is infinite if it is to be differentiated."""
-    value = torch_item(model_trace.log_prob_sum())
-    if math.isfinite(value) or (math.isinf(value) and not torch.is_grad_enabled()):
-        return
-    sites = [
-        name
-        for name, site in model_trace.nodes.items()
-        if site["type"] == "sample" and not math.isfinite(torch_item(_log_prob_sum(site)))
-    ]
-    raise ValueError(
-        f"the log probability of the sites {sites} is {value} "
-        f"({_cause(model, args, kwargs) or 'no argument has NaN or infinite values'}); no "
-        "parameter was changed"
-    )
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The loss, and its gradient as ``Trace_ELBO`` has it."""
+        traces = self._get_traces(model, guide, args, kwargs)
+        pairs = itertools.starmap(self._differentiable_loss_particle, traces)
+        return sum(_with_gradient(*pair) for pair in pairs) / self.num_particles
 
 
-def _check_gradients(
-    model: Callable[..., Any], model_trace: Trace, guide_trace: Trace, args: Any, kwargs: Any
-) -> None:
-    nodes: list[tuple[str, Site]] = [*guide_trace.nodes.items(), *model_trace.nodes.items()]
-    terms = (site["log_prob_sum"] for _, site in nodes if site["type"] == "sample")
-    term = next((x for x in terms if isinstance(x, Tensor) and x.requires_grad), None)
-    if term is not None:
-        values = {name: site["value"] for name, site in nodes if site["type"] == "param"}
-        held = {n: v.unconstrained() for n, v in values.items() if hasattr(v, "unconstrained")}
-        leaves = {name: x for name, x in held.items() if x.is_leaf}
-        check_gradients(term, leaves, lambda: _because(_cause(model, args, kwargs)))
-
-
-def _cause(model: Callable[..., Any], args: Any, kwargs: Any) -> str:
-    """The arguments of a model that are not finite."""
-    kinds = {"NaN": nan_arguments, "infinite values": infinite_arguments}
-    found = {kind: arguments(model, args, kwargs) for kind, arguments in kinds.items()}
-    return "; ".join(
-        f"{kind} in the arguments {', '.join(names)}" for kind, names in found.items() if names
-    )
-
-
-def _because(cause: str) -> str:
-    return f" ({cause})" if cause else ""
+def _with_gradient(loss: Any, surrogate: Any) -> Any:
+    """A loss with the gradient of its surrogate, which is the loss itself if that is a tensor."""
+    is_own = isinstance(loss, Tensor) or not isinstance(surrogate, Tensor)
+    return surrogate if is_own else loss + (surrogate - surrogate.detach())
 
 
 def _is_latent(site: Site) -> bool:
@@ -230,8 +206,3 @@ def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor)
         site["log_prob"] = value
         site["log_prob_sum"] = value.sum() if value.dim() else value
     guide_site["score_parts"] = ScoreParts(zero, 0, 0)  # type: ignore[arg-type]
-
-
-def _log_prob_sum(site: Site) -> Tensor:
-    """That of one site, where another has the KL divergence of both."""
-    return -kl_divergence(site["joint"], site["fn"]) if "joint" in site else site["log_prob_sum"]

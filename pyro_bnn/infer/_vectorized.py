@@ -38,7 +38,9 @@ def vectorize(predict: Callable[[Samples], Samples], samples: Samples, size: int
 
     # Checks of values cannot run in there, and fused attention has no rule: it would be a loop.
     with pyro.validation_enabled(False), sdpa_kernel(SDPBackend.MATH):
-        return torch.vmap(one, randomness="different")(torch.zeros(size), samples)
+        device = next((x.device for x in samples.values()), None)
+        zero = torch.zeros(size, device=device)
+        return torch.vmap(one, randomness="different")(zero, samples)
 
 
 class _Batched(TorchFunctionMode):

@@ -160,7 +160,7 @@ class TensorBatches(Batches):
     def _rows(self, index: Tensor | slice) -> Any:
         if isinstance(index, slice):
             return map_tensors(lambda x: x[index], self.data)
-        return map_tensors(lambda x: x[index.to(x.device)], self.data)
+        return map_tensors(lambda x: x[index.to(x.device, non_blocking=True)], self.data)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"order": self.order}

@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .._validation import is_checked
 from ._rows import (
     as_tensor,
     by_rows,
@@ -64,7 +65,8 @@ class Likelihood(PyroModule):
 
         Raises:
             TypeError: if the targets are no real numbers.
-            ValueError: if their shape, device or values do not suit the distribution.
+            ValueError: if their shape, device or values do not suit the distribution; values on
+                a GPU are not checked after ``pyro.enable_validation(False)``.
         """
         y, shape = as_tensor("y", y, distribution), target_shape(distribution)
         if not fits(y, shape):
@@ -73,7 +75,7 @@ class Likelihood(PyroModule):
                 f"{tuple(shape)}: {_shape_remedy(y, shape, distribution)}"
             )
         y = self._converted(filled(y.reshape(shape), mask), distribution)
-        if mask is None or not y.numel() or bool(mask.any()):
+        if is_checked(y) and (mask is None or not y.numel() or bool(mask.any())):
             self.check_values(y, distribution)
         return y
 

@@ -9,6 +9,8 @@ import torch
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
+from .._validation import is_checked
+
 
 def num_batch_dims() -> int:
     """The number of dimensions of rows and of the plates around them."""
@@ -102,7 +104,11 @@ def as_weight(weight: Any, distribution: Any) -> Tensor:
         raise ValueError(
             f"`weight` has the shape {tuple(weight.shape)}: give one for each row, {tuple(shape)}"
         )
-    if not torch.jit.is_tracing() and not bool((weight.isfinite() & (weight >= 0)).all()):
+    if (
+        not torch.jit.is_tracing()
+        and is_checked(weight)
+        and not bool((weight.isfinite() & (weight >= 0)).all())
+    ):
         raise ValueError("`weight` must be finite and not negative")
     return weight.reshape(shape).to(parameter(innermost(distribution)).dtype)
 

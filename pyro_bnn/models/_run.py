@@ -89,6 +89,7 @@ class Run:
         half = autocast is torch.float16
         self._scaler = torch.amp.GradScaler(self._device, init_scale=scale, enabled=half)
         self._terms: list[tuple[float, float]] = []
+        self._unread: list[tuple[Tensor, Any, float]] = []  # what the device still computes
 
     def step(self, batches: list[tuple[Any, float]]) -> None:
         """One step of the optimizer, with the mean of the gradients of some weighted batches."""
@@ -119,6 +120,7 @@ class Run:
 
     def record(self, **more: float) -> dict[str, float]:
         """Adds the means since the last record to the history."""
+        self._read()
         likelihood, kl = (sum(x) / len(x) for x in zip(*self._terms, strict=True))
         likelihood, kl = self._ranks.mean(likelihood, kl)
         self._terms = []
@@ -135,20 +137,33 @@ class Run:
         return record
 
     def _remember(self, loss: Tensor) -> None:
-        likelihood = float(self.elbo.log_likelihood) / self.elbo.num_particles
-        weight = self.elbo.kl_weight
-        kl = (loss.item() + likelihood) / weight if weight else math.nan
-        self._terms.append((likelihood / self.num_data, kl / self.num_data))
+        self._unread.append((loss.detach(), self.elbo.log_likelihood, self.elbo.kl_weight))
+
+    def _read(self) -> None:
+        """Takes the terms of the last steps from the device, which the host waits for."""
+        if not self._unread:
+            return
+        losses, likelihoods, weights = zip(*self._unread, strict=True)
+        self._unread = []
+        like = losses[0]
+        values = torch.stack([*losses, *(torch.as_tensor(x).to(like.device) for x in likelihoods)])
+        loss_values, sums = values.view(2, -1).cpu().tolist()
+        for loss, total, weight in zip(loss_values, sums, weights, strict=True):
+            likelihood = total / self.elbo.num_particles
+            kl = (loss + likelihood) / weight if weight else math.nan
+            self._terms.append((likelihood / self.num_data, kl / self.num_data))
 
     def gather(self) -> None:
         """What only all ranks together know, before one of them writes a checkpoint."""
         if self._ranks.size > 1:
             self.random_numbers = self._ranks.gather(_rng.get_state())
+            self._read()
             means = iter(self._ranks.mean(*itertools.chain(*self._terms)))
             self._terms = list(zip(means, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """What is counted and remembered; the parts have states of their own."""
+        self._read()
         several = {"random_numbers": self.random_numbers} if self.random_numbers else {}
         return several | {
             "num_steps": self.num_steps,
