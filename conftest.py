@@ -13,6 +13,8 @@ import pyro_bnn
 
 collect_ignore_glob = ["docs/examples/*", "docs/_build/*", "docs/generated/*"]  # made by Sphinx
 collect_ignore_glob += ["docs/recipes/*"]  # run by tests of their own
+# They register a device for the whole process, and run in processes of their own.
+collect_ignore_glob += ["tests/stand_in.py", "tests/steps_on_gpu.py"]
 
 torch.set_num_threads(1)  # the networks are tiny
 
