@@ -342,6 +342,8 @@ def test_pruned_weights_do_not_count(kind, groups):
             - c * (0.4 + 0.5 * x.sum()).log()
         )
     torch.testing.assert_close(bound, expected)
+    of = list(posterior.parameters())
+    torch.testing.assert_close(torch.autograd.grad(bound, of), torch.autograd.grad(expected, of))
 
 
 @pytest.mark.parametrize("group_dims", [(), (1,), (0, 2)])

@@ -102,4 +102,6 @@ def _kl_pruned(q: Pruned, p: Independent) -> Tensor:
 
 @register_kl(Pruned, HierarchicalNormal)
 def _kl_pruned_hierarchical(q: Pruned, p: HierarchicalNormal) -> Tensor:
-    return hierarchical_kl_bound(q, p, kept=q.kept)
+    # Of the full posterior: the entropy of a scale of 0 has no finite gradient.
+    base = q if isinstance(q.full, Radial) else Independent(q.full, q.event_dim)
+    return hierarchical_kl_bound(base, p, kept=q.kept)
