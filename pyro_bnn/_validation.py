@@ -52,7 +52,7 @@ def size_mismatch(key: str, own: Any, saved: Any) -> str | None:
 
 def is_checked(x: Tensor) -> bool:
     """Whether its values are checked: where Pyro validates nothing, no host waits for a GPU."""
-    return x.is_cpu or is_validation_enabled()
+    return has_values(x) and (x.is_cpu or is_validation_enabled())
 
 
 def nan_arguments(
@@ -89,7 +89,7 @@ def _arguments_with(
 
 def _has(test: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     # A sum is several times cheaper than `isnan`, and not finite if any term is not.
-    return has_values(x) and not bool(x.detach().sum().isfinite()) and bool(test(x).any())
+    return not bool(x.detach().sum().isfinite()) and bool(test(x).any())
 
 
 def _name(function: Callable[..., Any] | None, key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
@@ -153,3 +154,37 @@ def test_a_site_that_comes_too_late_holds_for_all_after_it():
 
     torch.manual_seed(0)
     assert within(losses(TraceKL_ELBO(), model, guide), 0.5)
+
+
+def test_steps_without_formulas_are_those_of_trace_elbo():
+    """Given the same draws, loss and gradients are the same, and the loss of SVI is a number."""
+
+    def model():
+        pyro.sample("w", dist.StudentT(torch.tensor(3.0)))  # which has no formula
+        pyro.sample("k", dist.Poisson(2.0))  # nor a reparameterization
+
+    def guide():
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5))
+        if is_discrete:
+            pyro.sample("k", dist.Poisson(pyro.param("rate", torch.tensor(1.5))))
+
+    def by_module(elbo):
+        loss = elbo.differentiable_loss(hidden, guide)
+        loss.backward()
+        return loss.item()
+
+    def by_svi(elbo):
+        loss = elbo.loss_and_grads(hidden, guide)
+        assert isinstance(loss, float)
+        return loss
+
+    for is_discrete, step in itertools.product((False, True), (by_module, by_svi)):
+        hidden = model if is_discrete else poutine.block(model, hide=["k"])
+        results = []
+        for elbo in (Trace_ELBO(num_particles=3), TraceKL_ELBO(num_particles=3)):
+            pyro.clear_param_store()
+            torch.manual_seed(0)
+            loss = step(elbo)
+            found = pyro.get_param_store().named_parameters()
+            results.append([loss, *(p.grad.item() for _, p in found)])
+        assert results[0] == pytest.approx(results[1], rel=1e-5)

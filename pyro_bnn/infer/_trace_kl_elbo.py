@@ -13,7 +13,7 @@ from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
@@ -49,12 +49,11 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
 
     Raises:
         ValueError: if ``kl_weight`` is negative or not finite, or ``num_particles`` not positive;
-            in a step whose loss is not finite,
-            before any gradient is taken, naming the sites and arguments where that appeared; in the
-            backward pass if a gradient is not finite, before a parameter is changed. Losses that
-            are evaluated without gradients may be infinite. Under a ``GradScaler``, it skips
-            steps with such gradients itself. At the first call with ``vectorize_particles``, if
-            the model has another likelihood than in a loop.
+            in a step whose loss is not finite, before any gradient is taken, naming the sites and
+            arguments where that appeared; in the backward pass if a gradient is not finite, before
+            a parameter is changed. Losses that are evaluated without gradients may be infinite.
+            Under a ``GradScaler``, it skips steps with such gradients itself. At the first call
+            with ``vectorize_particles``, if the model has another likelihood than in a loop.
 
     Example:
         >>> net = BayesianLinear(3, 2)
@@ -126,6 +125,12 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
             wait_for_backward(surrogate, [site["value"] for site in sites])
         return loss, surrogate
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """The loss, as the number that Pyro's ELBOs return, after its backward pass."""
+        return torch_item(super().loss_and_grads(model, guide, *args, **kwargs))
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
