@@ -182,10 +182,26 @@ def test_default_number_of_epochs_makes_20_000_steps():
     assert fit(model, guide, data(300), callbacks=[stop])["step"] == [1]
 
 
-def test_steps_without_epochs_end_after_the_last_batch():
+def test_schedules_count_the_steps_of_all_batches():
+    """Three batches are two steps of two batches, of which the last has one."""
     model, guide = bnn()
     history = fit(model, guide, data(), epochs=3, batch_size=10, accumulate=2)
-    assert history["step"][-1] == 3 * 2
+    assert history["step"] == list(range(1, 7))
+    assert history["epoch"] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+    assert history["kl_weight"] == pytest.approx([0.5, 0.75, 1.0, 1.0, 1.0, 1.0])
+    assert history["lr"] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.0025, 0.0])
+
+
+def test_particles_leave_the_reported_bound_alone():
+    histories = []
+    for num_particles in (1, 3):
+        torch.manual_seed(0)
+        model = BNN(nn.Linear(3, 1), Normal(0.5))
+        guide = AutoLRT(model, init_scale=1e-6)
+        rates = {"lr": 1e-12, "scale_lr": 1e-12}
+        histories.append(fit(model, guide, data(), 2, num_particles=num_particles, **rates))
+    for key in KEYS:
+        assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-4)
 
 
 # Any model with a guide of ours.
@@ -419,7 +435,9 @@ def test_accumulated_gradients_are_those_of_a_large_batch():
         torch.manual_seed(0)
         model = BNN(nn.Linear(3, 1), Normal(0.5), num_data=N)
         guide = AutoReparameterization(model, init_scale=1e-6)
-        fit(model, guide, (x, y), 3, batch_size=size, accumulate=accumulate)
+        # Unlike Adam, SGD takes other steps if gradients are multiplied.
+        rates = {"lr": 1e-3, "scale_lr": 1e-3, "optimizer": torch.optim.SGD}
+        fit(model, guide, (x, y), 3, batch_size=size, accumulate=accumulate, **rates)
         results.append(guide["net.weight"].median())
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 

@@ -316,6 +316,7 @@ def test_draws_that_are_too_large_to_keep_are_drawn_again(monkeypatch):
     for prediction in predictions[1:]:
         torch.testing.assert_close(prediction.mean, predictions[0].mean)
     assert len({tuple(p.samples[:, 0].tolist()) for p in predictions}) > 1
+    assert [len(p.samples) for p in predictions] == [20] * 3
 
 
 def test_one_network_for_all_rows():
