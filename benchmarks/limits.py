@@ -109,7 +109,7 @@ def phases(workload: Workload, guide: str, runs: int) -> Phases:
         with phase("divergences"):
             kl = model._kl_before_draws(made)
         with phase("draws of large weights"):
-            twins = model._twins()
+            twins = model._twin()
             for i, site, q in zip(model._indices, model._sites, made, strict=True):
                 twins[i].__dict__[site.key] = q.rsample()
         with phase("network and loss"):

@@ -39,7 +39,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
 
     _kl_factor: Tensor
     _checked = False
-    _twins: Twins  # this and the following are made by `_set_up`
+    _twin: Twins  # this and the following are made by `_set_up`
     _lasting: list[Any]  # twins for the compiler, which makes no modules
     _sites: list[Site]
     _indices: list[int]  # of the sites' modules among twins
@@ -65,7 +65,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
             for site, q, draw in zip(self._sites, posteriors, draws, strict=True)
         ]
         compiles = torch.compiler.is_compiling()
-        twins = self._lasting if compiles else self._twins()
+        twins = self._lasting if compiles else self._twin()
         try:
             for i, (_, _, key), value in zip(self._indices, self._sites, values, strict=True):
                 # A plain tensor may have to be another one where activations are recomputed.
@@ -139,7 +139,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
         state = self.__dict__
         state.pop("_watched", None)
         state["_checked"] = False
-        state["_twins"], state["_lasting"] = twins, twins.lasting()
+        state["_twin"], state["_lasting"] = twins, twins.lasting()
         state["_sites"] = sites
         state["_indices"] = [twins.index[id(site.module)] for site in sites]
 
@@ -197,7 +197,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
         self._set_up()
 
 
-_MADE = ("_twins", "_lasting", "_sites", "_indices", "_watched", "_made_for", "_late")
+_MADE = ("_twin", "_lasting", "_sites", "_indices", "_watched", "_made_for", "_late")
 
 
 def state_to_pickle(module: nn.Module) -> dict[str, Any]:
