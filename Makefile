@@ -7,13 +7,16 @@ PEERS := bayesian-torch bensemble
 BENCH_PEERS := $(PEERS) torch-uncertainty tyxe laplace-torch asdfghjkl backpack-for-pytorch \
 	curvlinops-for-pytorch einconv einops linear_operator unfoldNd
 
-.PHONY: demo test test-next lint docs figures bench bench-gpu soak wheel clean
+.PHONY: demo test test-plain test-next lint docs figures bench bench-gpu soak wheel clean
 
 demo: .venv/demo.stamp  ## train on real images and show the uncertainty
 	$(BIN)/python tutorials/digits.py
 
 test: .venv/test.stamp  ## run all tests
 	$(BIN)/python -m pytest
+
+test-plain: .venv/test.stamp  ## run all tests with the kernels switched off
+	PYRO_BNN_KERNELS=0 $(BIN)/python -m pytest
 
 # With the newest torch and Pyro of the index; and with the oldest that `setup.cfg` allows, beside the
 # tested versions of all else.

@@ -237,12 +237,18 @@ def interrupted(path, step):
         return True
 
 
+def resumed(path):
+    """What is found in the end, and the steps from the checkpoint on."""
+    steps = []
+    return run(path, callbacks=[lambda run: steps.append(run.num_steps)]), steps
+
+
 def checkpoints(folder):
     """Whole, interrupted and resumed, and from what one process has left."""
     return {
         "whole": run(folder / "whole.pt"),
         "interrupted": interrupted(folder / "parts.pt", 5),
-        "resumed": run(folder / "parts.pt"),
+        "resumed": resumed(folder / "parts.pt"),
         "of one": run(folder / "one.pt"),
         "random numbers": torch.rand(3),
     }
@@ -358,14 +364,22 @@ def refused(folder):
     }
 
 
-def death(folder):
-    """The last rank dies in the middle of a run; what the other one says."""
+def death(path, dying):
+    """A rank dies in the middle of a run; what the other one says."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which torchrun ends it, maybe before
-    die = lambda run: os._exit(3) if run.num_steps == 5 and rank() == 1 else None
+    die = lambda run: os._exit(3) if run.num_steps == 5 and rank() == dying else None
     try:
-        run(folder / "died.pt", callbacks=[die])
+        run(path, callbacks=[die])
     except RuntimeError as error:
         return str(error)
+
+
+def again(folder):
+    """Goes on with a run that has lost rank 1, and loses rank 0 in another one."""
+    found = {"resumed": resumed(folder / "died.pt")}
+    torch.save(found, folder / f"found{rank()}.pt")
+    found["death"] = death(folder / "first_died.pt", 0)
+    torch.save(found, folder / f"found{rank()}.pt")
 
 
 def main(folder):
@@ -375,10 +389,11 @@ def main(folder):
     found |= {"pyro and torch": pyro_and_torch()}
     found |= {"refused": refused(folder), "sharded": sharded(folder)}
     torch.save(found, folder / f"found{rank()}.pt")
-    found["death"] = death(folder)
+    found["death"] = death(folder / "died.pt", 1)
     torch.save(found, folder / f"found{rank()}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    (again if (folder / "died.pt").exists() else main)(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import ranks
 import torch
@@ -10,20 +12,34 @@ from processes import run_on_two
 
 from pyro_bnn.models import _rng
 
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two processes have run here, once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks.interrupted(folder / "one.pt", 5)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run_on_two("ranks.py", folder, *launcher)
+    run_on_two("ranks.py", folder, *LAUNCHER)
     return folder
+
+
+def load(folder):
+    return [torch.load(folder / f"found{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return [torch.load(folder / f"found{rank}.pt") for rank in range(2)]
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def again(folder, tmp_path_factory):
+    """What the same command has found, after a rank had died."""
+    second = tmp_path_factory.mktemp("again")
+    shutil.copy(folder / "died.pt", second)
+    run_on_two("ranks.py", second, *LAUNCHER)
+    return load(second)
 
 
 def check(first, second, rtol=0.0, atol=0.0):
@@ -60,20 +76,22 @@ def test_sharded_steps_are_those_of_whole_parameters(found, folder, tmp_path):
 
 def test_ranks_draw_differently_and_end_with_the_same_parameters(found):
     first, second = (x["checkpoints"] for x in found)
-    for name in ("whole", "resumed", "of one"):
+    for name in ("whole", "of one"):
         check(first[name], second[name])
     assert not torch.equal(first["random numbers"], second["random numbers"])
 
 
 def test_runs_are_reproducible_and_resume_bit_for_bit(found):
     for of_rank in found:
-        check(of_rank["checkpoints"]["resumed"], of_rank["checkpoints"]["whole"])
+        resumed, steps = of_rank["checkpoints"]["resumed"]
+        check(resumed, of_rank["checkpoints"]["whole"])
+        assert steps == [5, 6]
         assert of_rank["checkpoints"]["interrupted"]
 
 
-def test_checkpoints_of_one_process_resume_in_two_and_back(found, folder):
+def test_checkpoints_of_one_process_resume_in_two_and_back(found, folder, tmp_path):
     _, begun_by_one = found[0]["checkpoints"]["of one"]
-    _, begun_by_two = ranks.run(folder / "died.pt")
+    _, begun_by_two = ranks.run(shutil.copy(folder / "died.pt", tmp_path))
     for history in (begun_by_one, begun_by_two):
         assert history["step"] == list(range(1, 7))
     whole = found[0]["checkpoints"]["whole"][1]
@@ -128,8 +146,16 @@ def test_errors_are_those_of_all_ranks(found):
         assert "no parameter was changed" in errors["gradient"]
 
 
-def test_a_rank_that_dies_ends_the_other(found):
+def test_a_rank_that_dies_ends_the_other(found, again):
     assert "rank 0 has lost another one, which ended" in found[0]["death"]
+    assert "rank 1 has lost another one, which ended" in again[1]["death"]
+
+
+def test_two_ranks_go_on_after_one_has_died(found, again):
+    for first, second in zip(found, again, strict=True):
+        resumed, steps = second["resumed"]
+        check(resumed, first["checkpoints"]["whole"])
+        assert steps == [5, 6]
 
 
 def test_arguments():
