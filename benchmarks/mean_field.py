@@ -114,20 +114,23 @@ def plot(rows: dict[str, dict], grid: Tensor, x: Tensor, y: Tensor, path: Path) 
     import matplotlib.pyplot as plt
 
     truth, *others = rows
-    figure, axes = plt.subplots(
-        1, len(others), figsize=(11, 2.6), sharey=True, layout="constrained", squeeze=False
-    )
+    plt.rcParams.update({"font.size": 12, "axes.titlesize": "medium"})
+    size = {"figsize": (9.5, 5.6), "sharey": True, "layout": "constrained"}
+    figure, axes = plt.subplots(2, 3, **size)
     t = grid.squeeze(-1).numpy()
-    for ax, name in zip(axes[0], others, strict=True):
-        for key, color in ((truth, "0.6"), (name, "C0")):
+    for ax, name in zip(axes.flat, others, strict=False):
+        for key, color, label in ((truth, "0.6", truth), (name, "C0", "guide")):
             mean, sd = (np.array(rows[key][k]) for k in ("mean", "sd"))
             ax.fill_between(t, mean - 2 * sd, mean + 2 * sd, color=color, alpha=0.4, lw=0)
-            ax.plot(t, mean, color=color, label=key)
-        ax.plot(x.squeeze(-1), y, ".", color="k", ms=2)
-        ax.set(title=name, xlabel="year, standardized", ylim=(-4, 4))
-    axes[0, 0].set_ylabel("flow, standardized")
-    axes[0, 0].legend(fontsize="small")
-    figure.savefig(path, dpi=80)
+            ax.plot(t, mean, color=color, label=label)
+        ax.plot(x.squeeze(-1), y, ".", color="k", ms=3, label="data")
+        ax.set(title=name, ylim=(-4, 4))
+    for ax in axes.flat[len(others) :]:
+        ax.axis("off")
+    axes[-1, -1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
+    figure.supxlabel("year, standardised", fontsize="medium")
+    figure.supylabel("flow, standardised", fontsize="medium")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "remove_config_comments": True,
     "show_memory": False,
+    "write_computation_times": False,  # a page that needs a network
     "reset_modules": ("matplotlib", "gallery_order.enlarge"),
 }
 

@@ -99,7 +99,7 @@ save(figure, "fashion_mnist")
 # The most uncertain upright images, with the two most probable classes and the label:
 
 p = probs["Bayesian"][0]
-figure, axes = plt.subplots(1, 8, figsize=(13, 2.4), layout="constrained")
+figure, axes = plt.subplots(1, 8, figsize=(11, 2.3), layout="constrained")
 for i, axis in zip(entropy(p).topk(8).indices.tolist(), axes, strict=True):
     axis.imshow(test_x[i, 0].numpy(), cmap="gray_r")
     first, second = p[i].topk(2).indices.tolist()

@@ -82,6 +82,8 @@ for axis, (name, (model, guide)) in zip(axes.flat, trained.items(), strict=True)
     axis.plot(year[hidden], y[hidden], "o", markersize=4, fillstyle="none", color="C3")
     axis.legend().remove()
     axis.set(title=name, xlabel="", ylabel="", ylim=(-4, 4))
-axes[0, 0].set_ylabel("volume (standardised)")
-axes[1, 0].set_ylabel("volume (standardised)")
+for axis in axes[:, 0]:
+    axis.set_ylabel("volume (standardised)")
+for axis in axes[1]:
+    axis.set_xlabel("year")
 save(figure, "which_posterior")
