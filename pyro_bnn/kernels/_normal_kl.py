@@ -61,12 +61,13 @@ def _formula(
 
 
 def _sum_of_means(loc: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    return 0.5 * exact_sum((centered(loc, prior_loc) / prior_scale).square())
+    return 0.5 * exact_sum(_in_units(centered(loc, prior_loc), prior_scale).square())
 
 
 def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
-    ratio = scale / prior_scale
-    return exact_sum(share * _half_excess(ratio) - ratio.log())
+    ratio = _in_units(scale, prior_scale)
+    excess = _half_excess(ratio)
+    return exact_sum((excess if share == 1 else share * excess) - ratio.log())
 
 
 class _GaussianKL(Function):
@@ -110,9 +111,18 @@ def _half_excess(ratio: Tensor) -> Tensor:
 
 def centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
     """``loc - prior_loc``, which most often is ``loc``."""
-    if prior_loc.dim() or not prior_loc.is_cpu or prior_loc.requires_grad or is_transformed():
-        return loc - prior_loc
-    return loc - prior_loc if prior_loc.item() else loc
+    return loc if _is(prior_loc, 0) else loc - prior_loc
+
+
+def _in_units(x: Tensor, prior_scale: Tensor) -> Tensor:
+    """``x / prior_scale``, which most often is ``x``."""
+    return x if _is(prior_scale, 1) else x / prior_scale
+
+
+def _is(x: Tensor, value: float) -> bool:
+    """Whether ``x`` is that number, where to know it waits for nothing and no gradient needs it."""
+    is_known = not x.dim() and x.is_cpu and not x.requires_grad and not is_transformed()
+    return is_known and x.item() == value
 
 
 def unexpanded(x: Tensor) -> Tensor:
