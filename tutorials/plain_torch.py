@@ -58,9 +58,8 @@ print(f"{NUM_STEPS} steps in {time.perf_counter() - start:.0f} s, compilation in
 # entropy of the averaged probability.
 
 with torch.no_grad():
-    probs = torch.stack([model(test_x)[0].squeeze(-1).sigmoid() for _ in range(few(200, 5))]).mean(
-        0
-    )
+    logits = torch.stack([model(test_x)[0].squeeze(-1) for _ in range(few(200, 5))])
+probs = logits.sigmoid().mean(0)
 uncertainty = torch.special.entr(torch.stack([probs, 1 - probs])).sum(0)
 correct = (probs > 0.5) == (test_y > 0.5)
 rejected, accuracy = accuracy_kept(uncertainty, correct.double())

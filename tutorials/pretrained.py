@@ -56,7 +56,7 @@ for name, (bnn, start) in STARTS.items():
 
 # %%
 # Trained weights alone save no steps: at first, nearly all of the loss is the KL divergence of
-# small scales, which have to grow, wherever the means are. MOPED needs a third of the steps for a
+# small scales, which have to grow, wherever the means are. MOPED needs a tenth of the steps for a
 # better ELBO. A part of this gain is due to its prior, which comes from the same images as the
 # likelihood (empirical Bayes), so that its ELBO is no bound on the evidence. Compare the log
 # density of held-out images.
@@ -70,6 +70,6 @@ curve.legend()
 values = [scores["log_density"] for scores in trained.values()]
 bars.bar(list(trained), values, color=["C0", "C1", "C2"])
 for i, (value, scores) in enumerate(zip(values, trained.values(), strict=True)):
-    bars.annotate(f"accuracy {scores['accuracy']:.3f}", (i, value / 2), ha="center")
+    bars.annotate(f"accuracy\n{scores['accuracy']:.3f}", (i, value / 2), ha="center")
 bars.set(ylabel="log density (nats per image)", title="Held-out images")
 save(figure, "pretrained")
