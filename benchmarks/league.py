@@ -88,9 +88,10 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> None:
-    figure, grid = plt.subplots(
-        len(results), len(SCORES), figsize=(11, 3.4 * len(results)), squeeze=False, sharey="row"
-    )
+    plt.rcParams.update({"font.size": 12, "axes.titlesize": "large"})  # pages shrink wide figures
+    size = (10, 4 * len(results))
+    options = {"figsize": size, "squeeze": False, "sharey": "row", "layout": "constrained"}
+    figure, grid = plt.subplots(len(results), len(SCORES), **options)
     for row, (task, entries) in zip(grid, results.items(), strict=True):
         for axes, key in zip(row, SCORES, strict=True):
             for i, (name, values) in enumerate(entries.items()):
@@ -98,12 +99,13 @@ def draw(results: dict[str, dict[str, list[dict[str, float]]]], path: Path) -> N
                 color = "#1b6ca8" if name.startswith("pyro_bnn") else "#8a8a8a"
                 axes.errorbar(mean, -i, xerr=error, fmt="o", color=color)
             way = "higher" if BETTER[key] > 0 else "lower"
-            axes.set_xlabel(f"{key.replace('_', ' ')}\n({way} is better)")
+            label = key.replace("_", " ").replace("auroc", "AUROC")
+            axes.set_xlabel(f"{label}\n({way} is better)")
             axes.grid(axis="x", alpha=0.3)
-            axes.locator_params(axis="x", nbins=4)
-        row[0].set_yticks([-i for i in range(len(entries))], list(entries))
+            axes.locator_params(axis="x", nbins=3)
+        names = [name.replace(", KL", ",\nKL") for name in entries]
+        row[0].set_yticks([-i for i in range(len(entries))], names)
         row[0].set_title(task, loc="left")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
