@@ -49,9 +49,9 @@ print(table(rows))
 # %%
 # The size of the weights of each input is the root of their mean square under the posterior, here
 # relative to the largest. The red inputs are shuffled; the prior does not know which these are. ARD
-# makes nearly all of them small, and half of the measurements, too: it finds that body mass (bmi),
-# two blood values (s2, s5) and blood pressure (bp) matter. Predictions are as good as with N(0, 1),
-# which separates the inputs less.
+# makes nearly all of them small, and half of the measurements, too: it finds that body mass (bmi)
+# and two blood values (s2, s5) matter most, then blood pressure (bp) and another blood value (s3).
+# Predictions are as good as with N(0, 1), which separates the inputs less.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
 for axis, (name, size) in zip(axes, sizes.items(), strict=True):
