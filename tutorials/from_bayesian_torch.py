@@ -80,8 +80,10 @@ print(table(rows))
 
 # %%
 # With the mean, the weight of the KL divergence is less than a hundredth of the right one
-# (:doc:`/kl`), and the posterior has other scales. :func:`~pyro_bnn.compat.to_pyro` makes a Pyro
-# model of such a network, for ``fit`` and ``predict``.
+# (:doc:`/kl`). The scales of the posterior are then less than half as large, and the network is
+# overconfident: its NLL is worse, and it is certain of a class for much of the nonsense.
+# :func:`~pyro_bnn.compat.to_pyro` makes a Pyro model of such a network, for ``fit`` and
+# ``predict``.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True, layout="constrained")
 for axis, (name, net) in zip(axes, nets.items(), strict=True):

@@ -69,8 +69,8 @@ print(
 )
 
 # %%
-# If the uncertainty is useful, errors are among the most uncertain tumours, and the accuracy of the
-# others is higher.
+# The uncertainty is useful: most errors are among the most uncertain tumours, so that the accuracy
+# of the others is higher.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 left.plot(nlls, label="negative log likelihood")
