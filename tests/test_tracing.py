@@ -73,7 +73,7 @@ def test_an_exported_network_draws_its_weights(guide):
 
 
 @EACH
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")  # of Pyro's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # is deprecated, and Pyro's own
 def test_jit(guide):
     """A compiled ELBO is one that is not, in its mean."""
     torch.manual_seed(0)
