@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,13 +16,34 @@ from torch.nn.parameter import is_lazy
 from ._tensors import has_values
 
 
+def check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (numbers.Real, Tensor)):
+            raise TypeError(f"`{name}` (={value!r}) must be a number")
+
+
+def is_count(value: Any) -> bool:
+    """Whether something is a positive integer, 1e3 for example."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and value >= 1 and value % 1 == 0
+
+
 def check_positive(**values: float) -> None:
+    check_numbers(**values)
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"`{name}` (={value}) must be positive and finite")
 
 
+def check_probability(**values: float) -> None:
+    check_numbers(**values)
+    for name, value in values.items():
+        if not 0 < value < 1:
+            raise ValueError(f"`{name}` (={value}) must be a probability, between 0 and 1")
+
+
 def check_kl_weight(value: float) -> None:
+    check_numbers(kl_weight=value)
     if not 0 <= value < math.inf:
         raise ValueError(f"`kl_weight` (={value}) must be finite and not negative")
 

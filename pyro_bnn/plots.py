@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from . import scores
+from ._validation import check_probability
 from .conversion._pruning import THRESHOLD, weight_posteriors
 from .guides import AutoPosterior
+from .infer._samples import check_count
 from .models import History, Prediction
-from .models._prediction import CLASSES
+from .models._prediction import CLASSES, targets_of
 
 __all__ = [
     "accuracy_kept",
@@ -53,20 +55,24 @@ def predictive_band(
         ValueError: if there is not one input and one target for each row, or ``level`` is no
             probability.
     """
+    check_probability(level=level)
     place = _array(x).reshape(-1)
-    if prediction.mean.shape != place.shape:
+    is_of_rows = prediction.mean.shape[0] == prediction.mean.numel() == len(place)
+    if prediction.kind in CLASSES or not is_of_rows:
         raise ValueError(
-            f"`prediction` has means of shape {tuple(prediction.mean.shape)} for `x` of shape "
-            f"{tuple(np.shape(x))}: a band takes one number of each for every row"
+            f"`prediction` is of {prediction.kind}, with means of shape "
+            f"{tuple(prediction.mean.shape)}, for `x` of shape {tuple(np.shape(x))}: a band takes "
+            "one number of each for every row, and no classes or labels"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"`level` (={level}) must be a probability, between 0 and 1")
+    if isinstance(data, Tensor) or (data is not None and len(data) != 2):
+        raise ValueError("`data` must be a tuple `(x, y)` of inputs and targets")
     ax = _axes(ax)
     order = place.argsort()
-    place, mean = place[order], _array(prediction.mean)[order]
-    outer = _array(prediction.quantiles([(1 - level) / 2, (1 + level) / 2]))[:, order]
+    place, mean = place[order], _array(prediction.mean).reshape(-1)[order]
+    outer = _array(prediction.quantiles([(1 - level) / 2, (1 + level) / 2]))
+    outer = outer.reshape(2, -1)[:, order]
     width = torch.special.ndtri(torch.tensor((1 + level) / 2)).item()
-    width = width * _array(prediction.epistemic)[order] ** 0.5
+    width = width * _array(prediction.epistemic).reshape(-1)[order] ** 0.5
     bands = {"targets": (*outer, 0.2), "means": (mean - width, mean + width, 0.4)}
     for name, (low, high, alpha) in bands.items():
         label = f"{level:.0%} of {name}"
@@ -96,9 +102,8 @@ def reliability(prediction: Prediction, y: Any, *, num_bins: int = 10, ax: Any =
     Raises:
         ValueError: if the shapes do not fit, or ``num_bins`` is not positive.
     """
-    if num_bins < 1:
-        raise ValueError(f"`num_bins` (={num_bins}) must be positive")
-    y = _targets(prediction, y)
+    check_count("num_bins", num_bins)
+    y = targets_of(prediction, y)
     ax = _axes(ax)
     ax.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1, label="calibrated")
     if prediction.kind not in CLASSES:
@@ -163,7 +168,7 @@ def accuracy_kept(
     Raises:
         ValueError: if the shapes do not fit, or ``uncertainty`` is none of these.
     """
-    y = _targets(prediction, y)
+    y = targets_of(prediction, y)
     if prediction.kind in CLASSES:
         score = (prediction.probs.argmax(-1) == y).double()
     else:
@@ -224,18 +229,6 @@ def _uncertainty(prediction: Prediction, name: str) -> Tensor:
     if name not in ("total", "aleatoric", "epistemic"):
         raise ValueError(f"`uncertainty` (={name!r}) must be 'total', 'aleatoric' or 'epistemic'")
     return getattr(prediction, name)
-
-
-def _targets(prediction: Prediction, y: Any) -> Tensor:
-    """Targets in the shape of the samples of a prediction."""
-    shape = prediction.samples.shape[1:]
-    y = torch.as_tensor(y).to(prediction.samples.device)
-    if y.numel() != shape.numel() or y.shape[:1] != shape[:1]:
-        raise ValueError(
-            f"`y` has the shape {tuple(y.shape)}, but the prediction is of targets of shape "
-            f"{tuple(shape)}"
-        )
-    return y.reshape(shape)
 
 
 def _array(value: Any) -> Any:

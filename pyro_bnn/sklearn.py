@@ -16,10 +16,22 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .likelihoods import Categorical, HeteroscedasticNormal, NegativeBinomial, Normal, Poisson
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    HeteroscedasticNormal,
+    NegativeBinomial,
+    Normal,
+    Ordinal,
+    Poisson,
+    StudentT,
+)
 from .models._sklearn import Estimator
 
 __all__ = ["BNNClassifier", "BNNRegressor"]
+
+_OF_CLASSES = Categorical, Bernoulli, Ordinal
+_OF_NUMBERS = Normal, StudentT, HeteroscedasticNormal, Poisson, NegativeBinomial
 
 
 class BNNRegressor(RegressorMixin, Estimator):
@@ -68,7 +80,15 @@ class BNNRegressor(RegressorMixin, Estimator):
             X: inputs of shape ``(rows, features)``.
             y: targets of shape ``(rows,)`` or ``(rows, targets)``.
         """
+        with self._restored_on_error():
+            return self._start(X, y)
+
+    def _start(self, X: Any, y: Any) -> BNNRegressor:
         self._check_parameters()
+        if isinstance(self.likelihood, _OF_CLASSES):
+            raise ValueError(
+                f"`likelihood` (={self.likelihood}) is for classes: use `BNNClassifier`"
+            )
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         likelihood = Normal() if self.likelihood is None else self.likelihood
         is_counts = isinstance(likelihood, (Poisson, NegativeBinomial))
@@ -135,7 +155,8 @@ class BNNClassifier(ClassifierMixin, Estimator):
     """A Bayesian neural network for classes.
 
     Arguments and attributes are those of :class:`BNNRegressor`, but that the likelihood is
-    ``Categorical()`` by default, and targets are labels.
+    ``Categorical()`` by default, and targets are labels. ``Bernoulli()`` is for two, and
+    ``Ordinal(num_classes)`` for labels whose order is that of their sorting.
 
     Attributes:
         classes_: the labels.
@@ -156,7 +177,8 @@ class BNNClassifier(ClassifierMixin, Estimator):
             X: inputs of shape ``(rows, features)``.
             y: labels of shape ``(rows,)``, of two classes at least.
         """
-        return self._start(X, y, y)
+        with self._restored_on_error():
+            return self._start(X, y, y)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> BNNClassifier:
         """Learns from more data: what has been learned becomes the prior.
@@ -168,7 +190,8 @@ class BNNClassifier(ClassifierMixin, Estimator):
                 scales of the features. By default, those of ``y``.
         """
         if not hasattr(self, "model_"):
-            return self._start(X, y, y if classes is None else classes)
+            with self._restored_on_error():
+                return self._start(X, y, y if classes is None else classes)
         X, y = validate_data(self, X, y, reset=False, dtype=np.float64)
         return self._train_on(X, torch.as_tensor(self.encoder_.transform(y)))
 
@@ -179,7 +202,7 @@ class BNNClassifier(ClassifierMixin, Estimator):
 
     def predict_proba(self, X: Any) -> Any:
         """The probabilities of ``classes_``, of shape ``(rows, classes)``."""
-        return self._predicted(X).mean.cpu().numpy()
+        return self._predicted(X).probs.cpu().numpy()
 
     def _start(self, X: Any, y: Any, classes: Any) -> BNNClassifier:
         self._check_parameters()
@@ -194,4 +217,21 @@ class BNNClassifier(ClassifierMixin, Estimator):
         target = torch.as_tensor(self.encoder_.transform(y))
         self.scaler_ = StandardScaler().fit(X)
         likelihood = Categorical() if self.likelihood is None else self.likelihood
-        return self._train_new(X, target, len(self.classes_), likelihood)
+        return self._train_new(X, target, self._num_outputs(likelihood), likelihood)
+
+    def _num_outputs(self, likelihood: Any) -> int:
+        """The number of outputs of the network for each row."""
+        if isinstance(likelihood, _OF_NUMBERS):
+            raise ValueError(f"`likelihood` (={likelihood}) is for numbers: use `BNNRegressor`")
+        num_classes = len(self.classes_)
+        of_likelihood = num_classes
+        if isinstance(likelihood, Bernoulli):
+            of_likelihood = 2
+        elif isinstance(likelihood, Ordinal):
+            of_likelihood = len(likelihood.cutpoints) + 1
+        if of_likelihood != num_classes:
+            raise ValueError(
+                f"`likelihood` (={likelihood}) is for {of_likelihood} classes, but there are "
+                f"{num_classes}, {self.classes_.tolist()}: give one for as many"
+            )
+        return 1 if isinstance(likelihood, (Bernoulli, Ordinal)) else num_classes

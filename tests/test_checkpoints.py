@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -169,6 +170,11 @@ def test_saving_leaves_random_numbers_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+class Pair(NamedTuple):
+    one: int
+    other: torch.Tensor
+
+
 def test_plain_data_come_back(tmp_path):
     values = {
         "step": 3,
@@ -182,6 +188,10 @@ def test_plain_data_come_back(tmp_path):
     assert torch.equal(found["nested"].pop("x"), values["nested"].pop("x"))
     assert found == values
     assert resume(tmp_path / "a", step=3)["step"] == 3
+    save(tmp_path / "b", pair=Pair(1, torch.ones(2)))
+    assert resume(tmp_path / "b")["pair"][0] == 1
+    with pytest.raises(TypeError, match=r"`net` .* is neither a tensor nor plain data"):
+        save(tmp_path / "b", net=nn.Linear)
     with pytest.raises(ValueError, match="`step` is 3 there, 4 here"):
         resume(tmp_path / "a", step=4)
 
@@ -336,7 +346,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     torch.save({"a": 1}, tmp_path / "other")
     (tmp_path / "empty").touch()
-    for name in ("text", "other", "empty"):
+    (tmp_path / "greeting").write_text("hello world")
+    save(tmp_path / "whole", a=torch.ones(500))
+    (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:-500])
+    for name in ("text", "other", "empty", "greeting", "half"):
         with pytest.raises(ValueError, match="is no checkpoint"):
             resume(tmp_path / name)
     with pytest.raises(FileNotFoundError):

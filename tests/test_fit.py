@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -19,8 +20,12 @@ from models import Regression, bayesian_mlp, within
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
+    Dataset,
+    DistributedSampler,
     IterableDataset,
     Sampler,
     SubsetRandomSampler,
@@ -32,7 +37,7 @@ from pyro_bnn import BNN, bayesianize, fit
 from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
-from pyro_bnn.models._batches import batches
+from pyro_bnn.models._batches import batches, map_tensors
 from pyro_bnn.models._fit import _schedule
 from pyro_bnn.models._held_out import EarlyStopping, log_density
 
@@ -286,6 +291,106 @@ def test_number_of_data_is_read_off_the_loader(sampler, number):
     assert model.num_data == number
 
 
+@pytest.mark.parametrize(
+    "batch_sampler",
+    [
+        lambda order: {"batch_sampler": BatchSampler(order, 5, False)},
+        lambda order: {"sampler": BatchSampler(order, 5, False), "batch_size": None},
+    ],
+    ids=["batch_sampler", "sampler of lists"],
+)
+def test_number_of_data_is_that_of_what_is_in_a_sampler_of_batches(batch_sampler):
+    x, y = data()
+    generator = torch.Generator().manual_seed(2)
+    order = SubsetRandomSampler(range(10), generator)
+    loader = DataLoader(TensorDataset(x, y), **batch_sampler(order))
+    model, guide = bnn()
+    before = generator.get_state()
+    batches(loader).first()
+    assert torch.equal(generator.get_state(), before)
+    history = fit(model, guide, loader, 1)
+    assert model.num_data == 10
+    assert history["step"][-1] == 2
+
+
+class Chunks(Dataset):
+    """Whose entries are batches."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return tuple(x[8 * index : 8 * index + 8] for x in DATA)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: DataLoader(Chunks(), batch_size=None),
+        lambda: DataLoader(TensorDataset(*DATA), batch_sampler=[[0, 1], [2, 3]]),
+    ],
+    ids=["entries may be batches", "list of batches"],
+)
+def test_number_of_data_is_not_guessed(loader):
+    model, guide = bnn()
+    with pytest.raises(ValueError, match="give it as `num_data`"):
+        fit(model, guide, loader(), 1)
+    fit(model, guide, loader(), 1, num_data=N)
+    assert model.num_data == N
+
+
+def test_the_order_of_a_distributed_sampler_in_batches_is_that_of_the_epoch():
+    sampler = DistributedSampler(TensorDataset(*DATA), num_replicas=2, rank=0)
+    loader = DataLoader(TensorDataset(*DATA), batch_sampler=BatchSampler(sampler, 4, False))
+    one = batches(loader)
+    first, second = (torch.cat([x for x, _ in one.epoch()]) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+class Datum(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def test_named_tuples_are_batches():
+    model, guide = bnn()
+    rows = [Datum(x, y) for x, y in zip(*DATA, strict=True)]
+    fit(model, guide, DataLoader(rows, 5), 1)
+    plain = DataLoader(TensorDataset(*DATA), 5)
+    for one, other in zip(
+        batches(DataLoader(rows, 5)).epoch(), batches(plain).epoch(), strict=True
+    ):
+        moved = map_tensors(lambda x: x.double(), one)
+        assert isinstance(moved, Datum)
+        assert torch.equal(moved.y, other[1].double())
+
+
+def test_packed_sequences_are_one_input():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[1][0][0])
+
+    lengths = torch.tensor([3, 1, 2])
+    rows = [(torch.randn(int(n), 2), float(n)) for n in lengths]
+
+    def collate(rows):
+        xs, ys = zip(*rows, strict=True)
+        return pack_sequence(xs, enforce_sorted=False), torch.tensor(ys)
+
+    model = BNN(Sums(), Normal(0.5))
+    guide = AutoReparameterization(model)
+    loader = DataLoader(rows, 3, collate_fn=collate)
+    history = fit(model, guide, loader, 3)
+    assert model.num_data == 3
+    assert math.isfinite(history["bound"][-1])
+    with pytest.raises(TypeError, match="has a PackedSequence in it"):
+        fit(model, guide, collate(rows), 1)
+
+
 class Odd(Sampler):
     def __iter__(self):
         return iter(range(10))
@@ -388,6 +493,11 @@ def test_supports_that_depend_on_outputs_are_those_of_their_rows():
         ("checkpoint_every", 0),
         ("num_data", 0),
         ("resume", True),
+        ("epochs", math.inf),
+        ("num_data", "24"),
+        ("device", "meta"),
+        ("checkpoint", "no/such/folder/a.pt"),
+        ("checkpoint", "."),
     ],
 )
 def test_bad_arguments_are_refused(argument, value):
@@ -397,6 +507,27 @@ def test_bad_arguments_are_refused(argument, value):
         fit(model, guide, data(), **({"epochs": 1} | {argument: value}))
     assert equal(before, state(model, guide))
     assert model.num_data is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("lr", "1e-2"), ("warmup", None), ("clip_norm", "1"), ("kl_weight", "1"),
+     ("callbacks", print), ("callbacks", ["print"])],
+)  # fmt: skip
+def test_arguments_of_a_wrong_type_are_refused(argument, value):
+    model, guide = bnn()
+    before = state(model, guide)
+    with pytest.raises(TypeError, match=f"`{argument}`"):
+        fit(model, guide, data(), 1, **{argument: value})
+    assert equal(before, state(model, guide))
+
+
+def test_bad_validation_data_are_named():
+    model, guide = bnn()
+    empty = DataLoader(TensorDataset(*DATA), N + 1, drop_last=True)
+    for given in (empty, (DATA[0][:0], DATA[1][:0])):
+        with pytest.raises(ValueError, match="`validation`"):
+            fit(model, guide, DATA, 1, validation=given)
 
 
 def test_bad_guides_are_refused():
@@ -560,6 +691,29 @@ def test_the_best_parameters_are_kept():
     best = max(counted, key=counted.get)
     assert equal(state(model, guide), states[best])
     assert history["step"][-1] == best + 3 * 10 < 400
+
+
+def test_the_best_parameters_are_kept_in_the_store_too():
+    net, (x, y) = bayesianize(nn.Linear(3, 1)), data()
+    scales = {}
+
+    def model(x, y=None):
+        scale = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", N, subsample_size=len(x)):
+            pyro.sample("obs", dist.Normal(mean, scale), obs=y)
+
+    def callback(run):
+        scales[run.num_steps] = pyro.param("noise").item()
+
+    history = fit(
+        model, AutoLRT(model), (x, y), 60, validation=(x, y + 3), patience=2, warmup=0,
+        callbacks=[callback], lr=0.05,
+    )  # fmt: skip
+    scores = dict(zip(history["step"], history["held_out"], strict=True))
+    best = max((step for step, score in scores.items() if score == score), key=scores.get)
+    assert best < history["step"][-1]
+    assert pyro.param("noise").item() == scales[best]
 
 
 def test_without_patience_training_goes_on():

@@ -6,6 +6,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -155,6 +156,24 @@ def test_targets_may_have_other_shapes_and_types(name, as_given):
     torch.testing.assert_close(made.log_prob(target), expected)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda y: pd.Series(y, index=range(9, 9 + N)),
+        lambda y: pd.DataFrame({"y": y}, index=range(9, 9 + N)),
+        lambda y: y[::-1].copy()[::-1],
+        lambda y: y.astype(">f4"),
+        lambda y: pd.array(y),
+        lambda y: np.broadcast_to(y, (1, N))[0],
+    ],
+    ids=["Series", "DataFrame", "negative stride", "byte order", "pandas array", "read-only"],
+)
+def test_targets_are_whatever_numpy_makes_an_array_of(given):
+    made = Normal(0.5)(outputs(1))
+    y = np.arange(float(N))
+    assert Normal(0.5).target(given(y), made).tolist() == y.tolist()
+
+
 @each
 @pytest.mark.parametrize("shape", [(N + 1,), (N, 7), (), (1,)])
 def test_wrong_shapes_are_refused(name, shape):
@@ -208,6 +227,12 @@ def test_strange_targets_are_refused():
         likelihood.target(["a"] * N, likelihood(outputs(1)))
     with pytest.raises(TypeError, match="real"):
         likelihood.target(torch.zeros(N, dtype=torch.cfloat), likelihood(outputs(1)))
+    with pytest.raises(TypeError, match="real"):
+        likelihood.target(np.full(N, 1j), likelihood(outputs(1)))
+    with pytest.raises(TypeError, match=r"y.to_dense\(\)"):
+        likelihood.target(torch.zeros(N).to_sparse(), likelihood(outputs(1)))
+    with pytest.raises(ValueError, match="NaN or fractions"):
+        Categorical().target([math.nan] * N, Categorical()(outputs(3)))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +357,11 @@ def test_functions_are_likelihoods(function, y):
 
 def test_wrong_functions_are_refused():
     likelihood = BNN(torch.nn.Linear(1, 1), lambda f: f).likelihood
-    with pytest.raises(TypeError, match="returned a Tensor"):
+    with pytest.raises(TypeError, match=r"returned a torch.Tensor"):
         likelihood(outputs(1))
+    of_torch = BNN(torch.nn.Linear(1, 1), lambda f: torch.distributions.Normal(f, 1.0)).likelihood
+    with pytest.raises(TypeError, match=r"`pyro.distributions`"):
+        of_torch(outputs(1))
     likelihood = BNN(torch.nn.Linear(1, 1), lambda f: dist.Normal(f.mean(), 1.0)).likelihood
     with pytest.raises(ValueError, match="one for each row"):
         likelihood(outputs(1))

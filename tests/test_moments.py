@@ -194,6 +194,10 @@ def test_refuses():
     model = BNN(nn.Linear(3, 1), likelihoods.Normal(dist.HalfNormal(1.0)))
     with pytest.raises(ValueError, match=r"\['likelihood.scale'\] are random: to predict by `mom"):
         predict(model, AutoLRT(model), x.float(), moments=True)
+    model = BNN(nn.Linear(3, 1), likelihoods.Normal())
+    for ignored in ({"site": "y"}, {"parallel": True}):
+        with pytest.raises(ValueError, match="are for samples: leave them out"):
+            predict(model, AutoLRT(model), x.float(), moments=True, **ignored)
     with pytest.raises(TypeError, match=r"`model` \(=function\) must be a BNN"):
         predict(lambda x: x, guide, x, moments=True)
     with pytest.raises(TypeError, match=r"`x` \(=tuple\) must be one tensor"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -101,6 +103,25 @@ def test_novelty(ax, uncertainty):
     assert uncertainty in ax.get_xlabel()
 
 
+def test_a_band_of_one_target_in_a_dimension_of_its_own(ax):
+    x, prediction = regression()
+    values = {name: getattr(prediction, name).unsqueeze(-1) for name in ("mean", "samples")}
+    values["epistemic"] = prediction.epistemic.unsqueeze(-1)
+    plots.predictive_band(x, prediction, ax=ax)
+    plots.predictive_band(x, replace(prediction, **values), ax=ax)
+    one, other = (line.get_ydata() for line in ax.lines)
+    np.testing.assert_array_equal(one, other)
+    paths = [band.get_paths()[0].vertices for band in ax.collections]
+    np.testing.assert_array_equal(paths[:2], paths[2:])
+
+
+def test_targets_may_be_a_series(ax):
+    prediction, y = classes(30), torch.randint(3, (30,))
+    plots.accuracy_kept(prediction, y, ax=ax)
+    plots.accuracy_kept(prediction, pd.Series(y.numpy(), index=range(50, 80)), ax=ax)
+    np.testing.assert_array_equal(*(line.get_ydata() for line in ax.lines))
+
+
 def test_accuracy_kept(ax):
     prediction, y = classes(50), torch.randint(3, (50,))
     plots.accuracy_kept(prediction, y, ax=ax)
@@ -143,7 +164,7 @@ def test_bad_arguments(ax):
     with pytest.raises(ValueError, match=r"`level` \(=1\) must be a probability"):
         plots.predictive_band(x, prediction, level=1, ax=ax)
     for bad in (several, regression(29)[1]):
-        with pytest.raises(ValueError, match="`prediction` has means of shape"):
+        with pytest.raises(ValueError, match="with means of shape"):
             plots.predictive_band(x, bad, ax=ax)
     with pytest.raises(ValueError, match=r"`y` has the shape \(29,\)"):
         plots.reliability(prediction, torch.ones(29), ax=ax)
@@ -152,6 +173,16 @@ def test_bad_arguments(ax):
     for plot in (plots.novelty, plots.accuracy_kept):
         with pytest.raises(ValueError, match=r"`uncertainty` \(='x'\) must be"):
             plot(several, several if plot is plots.novelty else torch.ones(30), uncertainty="x")
+    for plot in (plots.reliability, plots.accuracy_kept):
+        with pytest.raises(ValueError, match="classes from 0 to 2, but its values are from 1 to 3"):
+            plot(several, 1 + torch.arange(30) % 3, ax=ax)
+        with pytest.raises(ValueError, match="`y` must be finite"):
+            plot(prediction, torch.full((30,), torch.nan), ax=ax)
+    labels = replace(prediction, kind="labels", mean=prediction.mean.sigmoid())
+    with pytest.raises(ValueError, match="no classes or labels"):
+        plots.predictive_band(x, labels, ax=ax)
+    with pytest.raises(ValueError, match=r"`data` must be a tuple `\(x, y\)`"):
+        plots.predictive_band(x, prediction, data=x, ax=ax)
     with pytest.raises(TypeError, match=r"`guide` \(=int\) must be one of pyro_bnn.guides"):
         plots.signal_to_noise(3)
 

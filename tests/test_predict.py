@@ -212,6 +212,13 @@ def test_bad_probabilities(probs):
         predict(model, samples, X).quantiles(probs)
 
 
+@pytest.mark.parametrize("probs", [None, "0.5", [0.5, None]])
+def test_probabilities_of_a_wrong_type(probs):
+    model, samples, _ = linear(likelihoods.Normal(0.5), 1)
+    with pytest.raises(TypeError, match=r"`probs` \(=.* must be numbers"):
+        predict(model, samples, X).quantiles(probs)
+
+
 def test_classes_have_no_quantiles_but_ranks_have():
     model, samples, _ = linear(likelihoods.Categorical(), 3)
     with pytest.raises(ValueError, match="an order, but these are classes: `mean`"):

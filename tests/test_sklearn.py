@@ -236,6 +236,46 @@ def test_bad_parameters(kind, parameters, error, message):
         kind(**parameters).fit(*data(kind))
 
 
+@pytest.mark.parametrize("likelihood", [likelihoods.Bernoulli(), likelihoods.Ordinal(2)])
+def test_likelihoods_of_one_output_are_for_classes(likelihood):
+    X, y = data(BNNClassifier, 200)
+    classifier = BNNClassifier(likelihood=likelihood, num_steps=300, random_state=0).fit(X, y)
+    proba = classifier.predict_proba(X)
+    assert proba.shape == (200, 2)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    assert classifier.score(X, y) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("kind", "likelihood", "message"),
+    [
+        (BNNClassifier, likelihoods.Bernoulli(), "is for 2 classes, but there are 3"),
+        (BNNClassifier, likelihoods.Ordinal(4), "is for 4 classes, but there are 3"),
+        (BNNClassifier, likelihoods.Normal(), "for numbers: use `BNNRegressor`"),
+        (BNNRegressor, likelihoods.Categorical(), "for classes: use `BNNClassifier`"),
+    ],
+)
+def test_likelihoods_of_the_other_estimator(kind, likelihood, message):
+    with pytest.raises(ValueError, match=message):
+        kind(likelihood=likelihood, num_steps=1).fit(np.eye(3), [0, 1, 2])
+
+
+def test_a_refused_fit_leaves_what_was_fitted():
+    X, y = data(BNNRegressor)
+    estimator = BNNRegressor(num_steps=1, random_state=0).fit(X, y)
+    expected = estimator.predict(X)
+    estimator.set_params(likelihood=likelihoods.Poisson())
+    with pytest.raises(ValueError, match="the counts 0, 1, 2"):
+        estimator.fit(X[:, :1], y + 0.5)
+    np.testing.assert_array_equal(estimator.predict(X), expected)
+
+
+@pytest.mark.parametrize(("sizes", "error"), [(4, TypeError), ((0,), ValueError)])
+def test_bad_hidden_sizes(sizes, error):
+    with pytest.raises(error, match="`hidden_sizes`"):
+        BNNRegressor(hidden_sizes=sizes).fit(*data(BNNRegressor))
+
+
 def test_bad_targets():
     X, y = data(BNNRegressor)
     with pytest.raises(ValueError, match=r"one class only, \['a'\]"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
+import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,9 @@ from kinds import GUIDES
 from models import bayesian_mlp
 from torch import nn
 
-from pyro_bnn import bayesianize
+from pyro_bnn import BNN, bayesianize, predict
 from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble
+from pyro_bnn.guides import AutoLRT
 from pyro_bnn.posteriors import Posterior
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
@@ -201,3 +204,16 @@ def test_replicas_have_twins_of_their_own(kind):
     expected = other(x)
     torch.manual_seed(0)
     torch.testing.assert_close(replicas[0](x), expected)
+
+
+def test_predictions_by_moments_at_the_same_time():
+    class Slow(dist.Normal):
+        @property
+        def mean(self):
+            time.sleep(0.05)  # for the other thread to begin
+            return super().mean
+
+    model = BNN(nn.Linear(3, 1), lambda f: Slow(f.squeeze(-1), 1.0))
+    guide = AutoLRT(model)
+    one, other = in_threads(lambda: predict(model, guide, torch.ones(5, 3), moments=True))
+    assert torch.equal(one.mean, other.mean)

@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, DistributedSampler
 
+from .._tensors import as_tensor
+from .._validation import is_count
 from . import _rng
-from ._loaders import generators, num_data
+from ._loaders import generators, num_data, samplers
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
     """A structure of tuples, lists and dictionaries with a function of each tensor in it."""
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, PackedSequence)):
         return function(value)
     if isinstance(value, Mapping):
         return {key: map_tensors(function, x) for key, x in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, x) for x in value)
+        values = [map_tensors(function, x) for x in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     return value
 
 
@@ -60,7 +64,7 @@ def batches(
                 f"`batch_size` (={batch_size}) is that of the DataLoader, which has its own: leave "
                 "it out"
             )
-        return LoaderBatches(data)
+        return LoaderBatches(data, name)
     if not isinstance(data, (tuple, list, Mapping)):
         raise TypeError(
             f"`{name}` (={type(data).__name__}) must be a tuple `(x, y)` of tensors, a dictionary "
@@ -117,7 +121,7 @@ class TensorBatches(Batches):
         self, data: Any, batch_size: int, shuffle: bool = True, name: str = "data"
     ) -> None:
         super().__init__()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        if not is_count(batch_size):
             raise ValueError(f"`batch_size` (={batch_size}) must be a positive integer")
         self.data = data
         rows: list[int] = []
@@ -127,7 +131,7 @@ class TensorBatches(Batches):
                 f"`{name}` has tensors of {rows} rows: give each the same number, at least one"
             )
         self.num_data = self.num_rows = rows[0]
-        self.batch_size, self.shuffle = min(batch_size, rows[0]), shuffle
+        self.batch_size, self.shuffle = min(int(batch_size), rows[0]), shuffle
         self.order = torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -169,9 +173,9 @@ class TensorBatches(Batches):
 class LoaderBatches(Batches):
     """The batches of a DataLoader, which draws its order when an epoch starts."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader, name: str = "data") -> None:
         super().__init__()
-        self.loader = loader
+        self.loader, self.name = loader, name
         self.num_data = num_data(loader)
         self.start: dict[str, Any] = {}  # generators at the start of the epoch
 
@@ -185,7 +189,7 @@ class LoaderBatches(Batches):
         for generator, state in zip(generators(self.loader), states, strict=True):
             generator.set_state(state)
         if batch is None:
-            raise ValueError("`data` is a DataLoader without batches: give it data")
+            raise ValueError(f"`{self.name}` is a DataLoader without batches: give it data")
         return batch
 
     def _rest(self) -> Iterator[Any]:
@@ -204,8 +208,8 @@ class LoaderBatches(Batches):
 
     def _iterator(self) -> Iterator[Any]:
         """The batches from the position on, in an order that is drawn here."""
-        if isinstance(self.loader.sampler, DistributedSampler):
-            self.loader.sampler.set_epoch(self.num_epochs)
+        if isinstance(sampler := samplers(self.loader)[-1], DistributedSampler):
+            sampler.set_epoch(self.num_epochs)
         iterator = iter(self.loader)
         for _ in range(self.position):
             next(iterator)
@@ -224,11 +228,11 @@ class LoaderBatches(Batches):
 def _as_tensors(data: Any, dtype: torch.dtype, name: str) -> Any:
     if isinstance(data, Mapping):
         return {key: _as_tensors(x, dtype, name) for key, x in data.items()}
-    if isinstance(data, (tuple, list)):
+    if isinstance(data, (tuple, list)) and not isinstance(data, PackedSequence):
         return tuple(_as_tensors(x, dtype, name) for x in data)
     if isinstance(data, Tensor):
         return data
     if isinstance(data, np.ndarray):
-        made = torch.as_tensor(data)
+        made = as_tensor(data)
         return made.to(dtype) if made.is_floating_point() else made
     raise TypeError(f"`{name}` has a {type(data).__name__} in it: give tensors or arrays")

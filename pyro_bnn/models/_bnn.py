@@ -15,8 +15,10 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.utils.rnn import PackedSequence
 
-from .._validation import nan_arguments
+from .._tensors import as_tensor
+from .._validation import is_count, nan_arguments
 from ..conversion import bayesianize
 from ..conversion._pyro_modules import join, make_pyro
 from ..conversion._weights import copied
@@ -98,7 +100,7 @@ class BNN(PyroModule):
 
     @num_data.setter
     def num_data(self, value: int | None) -> None:
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        if value is not None and not is_count(value):
             raise ValueError(f"`num_data` (={value}) must be a positive integer, or None")
         self.__dict__["_num_data"] = None if value is None else int(value)
 
@@ -154,7 +156,7 @@ class BNN(PyroModule):
         try:
             if isinstance(x, Mapping):
                 return self.net(**x)
-            return self.net(*x) if isinstance(x, tuple) else self.net(x)
+            return self.net(*x) if _is_several(x) else self.net(x)
         except (RuntimeError, TypeError) as error:
             remedy = _mismatch(x, self, str(error))
             if remedy is None:
@@ -182,15 +184,20 @@ def _floating(module: nn.Module) -> Tensor | None:
     return next((x for x in tensors if x.is_floating_point()), None)
 
 
+def _is_several(x: Any) -> bool:
+    """Whether these are the inputs of a network with several."""
+    return isinstance(x, tuple) and not isinstance(x, PackedSequence)
+
+
 def _as_inputs(x: Any, model: BNN) -> Any:
     """Inputs with arrays as tensors, their numbers in the precision of the network."""
     if isinstance(x, Mapping):
         return {name: _as_inputs(value, model) for name, value in x.items()}
-    if isinstance(x, tuple):
+    if _is_several(x):
         return tuple(_as_inputs(value, model) for value in x)
     if not isinstance(x, np.ndarray):
         return x
-    made, like = torch.as_tensor(x), _floating(model)
+    made, like = as_tensor(x), _floating(model)
     if like is None:
         return made
     return made.to(like) if made.is_floating_point() else made.to(like.device)
@@ -207,7 +214,7 @@ def _cause_of_nan(model: BNN, x: Any) -> str:
 def _mismatch(x: Any, model: BNN, error: str) -> str | None:
     """What to do about an error of inputs with another dtype or device than the network's."""
     like = _floating(model)
-    values = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
+    values = x.values() if isinstance(x, Mapping) else x if _is_several(x) else (x,)
     for value in values:
         if not isinstance(value, Tensor) or like is None:
             continue

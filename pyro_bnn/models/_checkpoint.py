@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +120,12 @@ def _missing(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is no checkpoint that can be read: {error}") from error
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # there is no telling what torch raises of other files' bytes
+            message = f"{str(path)!r} is no checkpoint that can be read: {error!r}"
+            raise ValueError(message) from error
     if not isinstance(content, dict) or content.get("version") != _VERSION:
         raise ValueError(f"{str(path)!r} is no checkpoint of `pyro_bnn.save`")
     return content

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import scores
+from .._validation import check_probability
 from ._batches import arguments, batches, map_tensors
 from ._bnn import BNN
 from ._draws import Draws
@@ -79,8 +80,7 @@ def evaluate(
         >>> list(evaluate(model, guide, (x, 2 * x)))
         ['log_density', 'rmse', 'crps', 'coverage', 'sharpness', 'calibration_error']
     """
-    if not 0 < interval < 1:
-        raise ValueError(f"`interval` (={interval}) must be a probability, between 0 and 1")
+    check_probability(interval=interval)
     draws = Draws(guide, num_samples)
     device, dtype = device_and_dtype(model, guide)
     given = batches(data, batch_size, shuffle=False, dtype=dtype).epoch()

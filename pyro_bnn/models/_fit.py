@@ -28,7 +28,7 @@ from ._ranks import together
 from ._run import Objective, Run
 from ._setup import check_arguments, num_batches, parameters, prepare
 from ._shares import shared
-from ._state import Store, modules
+from ._state import Module, Store, modules
 
 _NUM_STEPS = 20_000  # the bound of small networks has converged by then
 
@@ -94,8 +94,7 @@ def fit(
         autocast: ``torch.bfloat16`` or ``torch.float16``, for ``torch.autocast``.
         validation: held-out data like ``data``. Their log density is computed up to 100 times;
             in the end the parameters return to where it was best after the warm-up.
-        patience: stop when the log density has not improved this many times in a row; None for
-            never.
+        patience: stop when the log density has not improved so often in a row; None for never.
         callbacks: functions of the :class:`~pyro_bnn.models.Run`, called after each step; one that
             returns True ends the training.
         device: where to move model, guide and batches; by default, batches go where the guide is.
@@ -117,8 +116,7 @@ def fit(
     Raises:
         TypeError: if ``guide`` is not one of these, or ``data`` not as above.
         ValueError: if an argument is out of range, the number of data unknown or not that of the
-            model, the data do not suit the model, or the checkpoint is of another run; nothing has
-            changed then.
+            model, the data do not suit it, or the checkpoint is another run's; nothing changed.
 
     Example:
         >>> from pyro_bnn import BNN, fit, likelihoods
@@ -143,6 +141,8 @@ def fit(
         autocast=autocast,
         patience=patience,
         checkpoint_every=checkpoint_every,
+        callbacks=callbacks,
+        device=device,
     )
     among = together(ranks)
     if seed is not None:
@@ -157,8 +157,8 @@ def fit(
     held_out = None
     if validation is not None:
         size = None if isinstance(validation, DataLoader) else batch_size
-        held_out = batches(validation, size, shuffle=False, dtype=like.dtype)
-        held_out = shared(held_out, among, once=True)
+        given = batches(validation, size, shuffle=False, dtype=like.dtype, name="validation")
+        held_out = shared(given, among, once=True)
     steps = math.ceil(num_batches(train) / accumulate)
     epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
     total = epochs * steps
@@ -181,10 +181,11 @@ def fit(
     run = Run(
         model, guide, elbo, averaging, made, among, num_data, total, move, clip_norm, autocast
     )
-    stopping = EarlyStopping(parts.values(), patience)
+    store = Store(names)
+    stopping = EarlyStopping([*map(Module, parts.values()), store], patience)
 
     state: dict[str, Any] = {**parts, "optimizer": made, "scheduler": scheduler, "run": run}
-    state |= {"batches": train, "stopping": stopping, "store": Store(names)}
+    state |= {"batches": train, "stopping": stopping, "store": store}
     state |= {} if rise is None else {"warmup": rise}
     state["settings"] = {"epochs": epochs, "steps": steps, "num_data": num_data, "lr": lr}
     state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}

@@ -17,6 +17,7 @@ from ._batches import arguments
 from ._bnn import BNN
 from ._guides import shared_draws
 from ._rows import counts
+from ._state import Module, Store
 
 _SEED = 0  # of all evaluations, whose difference is then that of the weights
 
@@ -96,15 +97,15 @@ def _is_observed(site: Any) -> bool:
 
 
 class EarlyStopping:
-    """Remembers the best state of modules, and tells when there was no better one for long.
+    """Remembers the best state of a model and guide, and tells when none was better for long.
 
     Args:
-        modules: whose state is meant.
+        parts: whose states are meant: modules, and parameters that belong to none.
         patience: number of scores without a better one after which to stop; None for never.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], patience: int | None) -> None:
-        self.modules = list(modules)
+    def __init__(self, parts: Iterable[Module | Store], patience: int | None) -> None:
+        self.parts = list(parts)
         self.patience = patience
         self.best = -math.inf
         self.waited = 0
@@ -114,16 +115,16 @@ class EarlyStopping:
         """Takes a score, and returns whether to stop."""
         if score > self.best:
             self.best, self.waited = score, 0
-            states = [module.state_dict() for module in self.modules]
+            states = [part.state() for part in self.parts]
             self.states = [{n: x.clone() for n, x in state.items()} for state in states]
         else:
             self.waited += 1
         return self.patience is not None and self.waited >= self.patience
 
     def restore(self) -> None:
-        """Gives the modules their best state."""
-        for module, state in zip(self.modules, self.states, strict=False):
-            module.load_state_dict(state)
+        """Gives the parts their best state."""
+        for part, state in zip(self.parts, self.states, strict=False):
+            part.load(state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited, "states": self.states}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -115,10 +116,11 @@ class FunctionLikelihood(Likelihood):
 
     def distribution(self, output: Any) -> Any:
         made = self.function(output)
-        if not isinstance(made, Distribution):
+        if not isinstance(made, dist.Distribution):
             raise TypeError(
-                f"`likelihood` returned a {type(made).__name__}: it must return a distribution of "
-                "`pyro.distributions`, with the outputs' rows in its first dimension"
+                f"`likelihood` returned a {type(made).__module__}.{type(made).__name__}: it must "
+                "return a distribution of `pyro.distributions`, with the outputs' rows in its "
+                "first dimension"
             )
         return made
 
@@ -165,8 +167,8 @@ def as_classes(y: Tensor) -> Tensor:
     if y.is_floating_point():
         if not bool((y == y.round()).all()):
             raise ValueError(
-                "`y` has fractions, but class indices are integers: for probabilities of classes "
-                "use `y.argmax(-1)`, and for numbers `pyro_bnn.likelihoods.Normal`"
+                "`y` has NaN or fractions, but class indices are integers: for probabilities of "
+                "classes use `y.argmax(-1)`, and for numbers `pyro_bnn.likelihoods.Normal`"
             )
         if not torch.jit.is_tracing() and bool(y.isinf().any()):
             raise ValueError("`y` has infinities, but class indices are integers")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -34,18 +35,31 @@ _OPTIONS = (
 
 def num_data(loader: DataLoader) -> int | None:
     """The number of data that the batches of a loader are drawn from, if that is known."""
-    if isinstance(loader.dataset, IterableDataset):
-        return None
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        return len(loader.sampler.indices)
+    if isinstance(loader.dataset, IterableDataset) or not _gives_lists(loader):
+        return None  # without lists of indices, an entry of the dataset may be a batch
+    sampler = samplers(loader)[-1]
+    if isinstance(sampler, SubsetRandomSampler):
+        return len(sampler.indices)
     known = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
-    return len(loader.dataset) if isinstance(loader.sampler, known) else None  # type: ignore
+    return len(loader.dataset) if isinstance(sampler, known) else None  # type: ignore
+
+
+def samplers(loader: DataLoader) -> list[Any]:
+    """What gives a loader its indices, or lists of them, and what is inside of that."""
+    # Of lists, `loader.sampler` tells nothing: beside a `batch_sampler` it is there, but not used.
+    found: list[Any] = [loader.sampler if loader.batch_sampler is None else loader.batch_sampler]
+    while isinstance(found[-1], BatchSampler):
+        found.append(found[-1].sampler)
+    return found
+
+
+def _gives_lists(loader: DataLoader) -> bool:
+    return loader.batch_sampler is not None or isinstance(loader.sampler, BatchSampler)
 
 
 def generators(loader: DataLoader) -> list[torch.Generator]:
-    """Those that the user gave to a loader and its sampler."""
-    owners = (loader, loader.sampler, loader.batch_sampler)
-    found = [getattr(owner, "generator", None) for owner in owners]
+    """Those that the user gave to a loader and its samplers."""
+    found = [getattr(owner, "generator", None) for owner in (loader, *samplers(loader))]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
@@ -57,9 +71,8 @@ def of_parts(loader: DataLoader, sampler: Any) -> DataLoader:
 
 def of_indices(loader: DataLoader) -> DataLoader:
     """A loader of the indices themselves, which draws the same random numbers for their order."""
-    own = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     options: dict[str, Any] = {"generator": loader.generator, "collate_fn": _same}
-    return DataLoader(_Indices(), **_sampled(loader, own), **options)
+    return DataLoader(_Indices(), **_sampled(loader, samplers(loader)[0]), **options)
 
 
 def _sampled(loader: DataLoader, sampler: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from .._threads import PYRO
 from ..guides import AutoPosterior
 from ..guides._sites import sample_attributes
 from ..infer._samples import check_count
@@ -96,7 +97,7 @@ def predictions_of_moments(
     num = _NUM_POINTS if num_points is None else num_points
     check_count("num_samples", num)
     _check(model)
-    with evaluating(model):
+    with PYRO, evaluating(model):
         for mean, variance in _of_outputs(model.net, guide, given):
             points = _points(num, mean[:1].numel()).to(mean).reshape(num, *mean[:1].shape)
             outputs = mean + variance.sqrt() * points

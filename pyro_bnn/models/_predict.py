@@ -78,6 +78,11 @@ def predict(
     """
     given = inputs(model, guide, x, batch_size)
     if moments:
+        if site not in (None, "obs") or parallel is not None:
+            raise ValueError(
+                f"`site` (={site!r}) and `parallel` (={parallel}) are for samples: leave them out "
+                "with `moments=True`"
+            )
         parts = list(predictions_of_moments(model, guide, given, num_samples))
     else:
         draws = Draws(guide, num_samples)

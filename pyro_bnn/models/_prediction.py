@@ -10,6 +10,8 @@ import torch
 from pyro.ops.stats import quantile
 from torch import Tensor
 
+from .._tensors import as_tensor
+
 CLASSES = ("classes", "ranks", "labels")  # whose predictions are probabilities
 
 
@@ -75,6 +77,7 @@ class Prediction:
             The quantiles of each row, with those of several probabilities in the first dimension.
 
         Raises:
+            TypeError: if ``probs`` are no numbers.
             ValueError: if ``probs`` are not between 0 and 1, or the targets are classes without an
                 order.
 
@@ -86,7 +89,10 @@ class Prediction:
             >>> predict(model, guide, x).quantiles([0.05, 0.95]).shape
             torch.Size([2, 7])
         """
-        given = torch.as_tensor(probs, dtype=torch.double)
+        try:
+            given = as_tensor(probs, dtype=torch.double)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`probs` (={probs!r}) must be numbers") from None
         if given.dim() > 1 or not bool(((given >= 0) & (given <= 1)).all()):
             raise ValueError(f"`probs` (={probs}) must be probabilities, between 0 and 1")
         if self.kind == "classes":
@@ -108,6 +114,23 @@ def joined(parts: list[Prediction]) -> Prediction:
     for name in (f.name for f in fields(first) if f.name != "kind"):
         values[name] = torch.cat([getattr(part, name) for part in parts], int(name == "samples"))
     return replace(first, **values)
+
+
+def targets_of(prediction: Prediction, y: Any) -> Tensor:
+    """Targets in the shape of the samples of a prediction, checked."""
+    shape = prediction.samples.shape[1:]
+    y = as_tensor(y).to(prediction.samples.device)
+    if y.numel() != shape.numel() or y.shape[:1] != shape[:1]:
+        raise ValueError(
+            f"`y` has the shape {tuple(y.shape)}, but the prediction is of targets of shape "
+            f"{tuple(shape)}"
+        )
+    num_classes = prediction.probs.shape[-1] if prediction.kind in CLASSES else None
+    is_finite = bool(y.isfinite().all())
+    if not is_finite or (num_classes and not 0 <= y.min() <= y.max() < num_classes):
+        valid = f"classes from 0 to {num_classes - 1}" if num_classes else "finite"
+        raise ValueError(f"`y` must be {valid}, but its values are from {y.min()} to {y.max()}")
+    return y.reshape(shape)
 
 
 def of_classes(probs: Tensor, samples: Tensor, kind: str) -> Prediction:

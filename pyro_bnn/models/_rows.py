@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.runtime import get_plates
 from torch import Tensor
 
+from .. import _tensors
 from .._validation import is_checked
 
 
@@ -54,11 +55,13 @@ def as_tensor(name: str, value: Any, distribution: Any) -> Tensor:
     device = parameter(innermost(distribution)).device
     if not isinstance(value, Tensor):
         try:
-            return torch.as_tensor(value, device=device)
+            value = _tensors.as_tensor(value, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"`{name}` cannot be made a tensor ({error}): give numbers") from error
     if value.is_complex():
         raise TypeError(f"`{name}` (of dtype {value.dtype}) must be real")
+    if value.layout is not torch.strided:
+        raise TypeError(f"`{name}` (of layout {value.layout}) must be dense: `{name}.to_dense()`")
     if value.device != device:
         raise ValueError(
             f"`{name}` is on the device {value.device}, but the outputs of the network are on "

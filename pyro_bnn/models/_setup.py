@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Categorical, constraints
 
-from .._validation import check_positive
+from .._validation import check_numbers, check_positive, is_count
 from ..guides._sites import referred_modules
 from . import _rng
 from ._batches import Batches, TensorBatches, arguments
@@ -37,23 +38,33 @@ def check_arguments(guide: Any, checkpoint: Any, resume: bool, **given: Any) -> 
         "num_data",
     ):
         value = given[name]
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        if value is not None and not is_count(value):
             raise ValueError(f"`{name}` (={value}) must be a positive integer")
     check_positive(lr=given["lr"], scale_lr=given["scale_lr"])
+    clip_norm = given["clip_norm"]
+    check_numbers(warmup=given["warmup"], clip_norm=1.0 if clip_norm is None else clip_norm)
     if not 0 <= given["warmup"] < 1:
         raise ValueError(
             f"`warmup` (={given['warmup']}) is a fraction of the steps: it must be at least 0 and "
             "below 1"
         )
-    clip_norm = given["clip_norm"]
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"`clip_norm` (={clip_norm}) must be positive and finite")
     if given["autocast"] not in (None, torch.bfloat16, torch.float16):
         raise ValueError(
             f"`autocast` (={given['autocast']}) must be torch.bfloat16, torch.float16 or None"
         )
+    callbacks = given["callbacks"]
+    if not isinstance(callbacks, Collection) or not all(map(callable, callbacks)):
+        raise TypeError(f"`callbacks` (={callbacks!r}) must be a list of functions of the run")
+    if given["device"] is not None and torch.device(given["device"]).type == "meta":
+        raise ValueError("`device` (='meta') has no values: give one to train on")
     if resume and checkpoint is None:
         raise ValueError("`resume` (=True) needs the file: give it as `checkpoint`")
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"`checkpoint` (={str(path)!r}) must be a file in an existing folder")
 
 
 def num_batches(train: Batches) -> int:
@@ -149,8 +160,8 @@ def _num_data(train: Batches, given: int | None, of_model: int | None) -> int:
     number = of_model if train.num_data is None else train.num_data
     if number is None:
         raise ValueError(
-            "the number of data is unknown, since the DataLoader has an iterable dataset or a "
-            "sampler that does not tell it: give it as `num_data`"
+            "the number of data is unknown, since the DataLoader has an iterable dataset, a "
+            "sampler that does not tell it, or `batch_size=None`: give it as `num_data`"
         )
     if of_model not in (None, number):
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, IterableDataset, Sampler
 
 from ._batches import Batches, LoaderBatches, TensorBatches
-from ._loaders import of_indices, of_parts
+from ._loaders import of_indices, of_parts, samplers
 from ._ranks import Ranks
 
 
@@ -32,7 +32,7 @@ def shared(given: Batches, ranks: Ranks, *, once: bool = False) -> Batches:
     if isinstance(given, TensorBatches):
         return SharedTensors(given, ranks, once)
     assert isinstance(given, LoaderBatches)
-    sampler = given.loader.sampler
+    sampler = samplers(given.loader)[-1]
     if isinstance(sampler, DistributedSampler):
         if once or ranks.whole:
             raise ValueError(

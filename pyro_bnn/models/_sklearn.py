@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,16 @@ class Estimator(BaseEstimator):
         self.random_state = random_state
         self.device = device
         self.progress = progress
+
+    @contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """Leaves what was trained before as it was if the data or arguments are refused."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
 
     def _train_new(self, X: Any, target: Tensor, num_outputs: int, likelihood: Any) -> Any:
         """Trains a new network on data whose scales are known."""
@@ -127,6 +138,11 @@ class Estimator(BaseEstimator):
         """Raises a TypeError or ValueError if an argument of the constructor is wrong."""
         for name in ("num_steps", "batch_size", "num_samples"):
             check_count(name, getattr(self, name))
+        sizes = () if self.hidden_sizes is None else self.hidden_sizes
+        if not isinstance(sizes, Iterable):
+            raise TypeError(f"`hidden_sizes` (={sizes!r}) must be a tuple of integers")
+        for size in sizes:
+            check_count("hidden_sizes", size)
         if self.net is not None and not callable(self.net):
             raise TypeError(
                 f"`net` (={self.net!r}) must be a torch.nn.Module, a function of the numbers of "

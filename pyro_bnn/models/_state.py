@@ -170,7 +170,7 @@ def modules(name: str, model: Callable[..., Any]) -> dict[str, nn.Module]:
 
 def _has_state(obj: Any) -> bool:
     kinds = (Stateful, PyroOptim, torch.Generator)
-    return isinstance(obj, kinds) or hasattr(obj, "state_dict")
+    return isinstance(obj, kinds) or (hasattr(obj, "state_dict") and not isinstance(obj, type))
 
 
 def _adapter(obj: Any) -> Stateful:
@@ -199,7 +199,8 @@ def check(saved: Any, given: Any, path: str = "") -> list[str]:
         same = saved.shape == given.shape and torch.equal(saved, given.to(saved))
     else:
         same = type(saved) is type(given) and saved == given
-    return [] if same else [f"`{path}` is {saved} there, {given} here"]
+    name = f"`{path}`" if path else "it"
+    return [] if same else [f"{name} is {saved} there, {given} here"]
 
 
 def plain(value: Any, name: str) -> Any:
@@ -217,7 +218,8 @@ def plain(value: Any, name: str) -> Any:
             vars(made)["_metadata"] = value._metadata
         return made
     if isinstance(value, (list, tuple)):
-        return type(value)(plain(x, f"{name}.{i}") for i, x in enumerate(value))
+        kind = tuple if hasattr(value, "_fields") else type(value)  # of a namedtuple
+        return kind(plain(x, f"{name}.{i}") for i, x in enumerate(value))
     raise TypeError(
         f"`{name.lstrip('.')}` (={value!r}) is neither a tensor nor plain data, nor has it a "
         "`state_dict`: leave it out, or save what it is made of"
