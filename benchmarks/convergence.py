@@ -23,7 +23,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from peers import PEERS, Posterior, Problem
-from recipe import train
+from recipe import add_rates, rates, train
 from tasks import convolutional, digits_split, fashion_split, uci_split
 from torch import Tensor
 from torch.func import functional_call
@@ -89,12 +89,6 @@ def elbo(task: Problem, posterior: Posterior, draws: int) -> float:
     return (log_likelihood / draws - posterior.kl().item()) / num_data
 
 
-def rates(args: argparse.Namespace) -> dict[str, float]:
-    """Those that are given; `fit` has defaults for the others."""
-    given = {"lr": args.lr, "scale_lr": args.scale_lr}
-    return {name: rate for name, rate in given.items() if rate is not None}
-
-
 def measure(name: str, task: str, steps: int, args: argparse.Namespace) -> Row:
     torch.manual_seed(args.seed)
     pyro.clear_param_store()
@@ -134,8 +128,7 @@ def main() -> None:
     parser.add_argument("--peers", default=";".join(PEERS), help="names separated by semicolons")
     parser.add_argument("--steps", type=int, default=20_000, help="that the peers take")
     parser.add_argument("--ladder", default=LADDER, help="steps of ours, each a run of its own")
-    parser.add_argument("--lr", type=float, help="of ours; by default, that of fit")
-    parser.add_argument("--scale-lr", type=float, help="likewise, of scales")
+    add_rates(parser)
     parser.add_argument("--uci", type=Path, help="folder of the .npz files")
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--draws", type=int, default=20, help="of the weights, for an ELBO")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import Recipe, final_elbo, train
+from recipe import Recipe, add_rates, final_elbo, rates, train
 from tasks import tasks
 
 from pyro_bnn import evaluate, guides
@@ -41,8 +41,6 @@ CANDIDATES = {
     "fan-in": FAN_IN,
     "fan-in, scale learned": Recipe(priors={"prior": FanInNormal(2**0.5, learnable_scale=True)}),
     "no warm-up": replace(NORMAL, training={"warmup": 0.0}),
-    "one rate": replace(NORMAL, training={"scale_lr": 1e-2}),
-    "scales 1e-1": replace(NORMAL, training={"scale_lr": 1e-1}),
     "tensor": TENSOR,
     "input": INPUT,
     "output": OUTPUT,
@@ -67,7 +65,8 @@ def run(
         x, y = x[rows], y[rows]
     model = task.model(recipe.priors)
     guide = getattr(guides, args.guide)(model, **recipe.guide)
-    train(model, guide, x, y, int(times * task.steps), task.batch, **recipe.training)
+    training = rates(args) | recipe.training
+    train(model, guide, x, y, int(times * task.steps), task.batch, **training)
     return {
         "candidate": candidate,
         "task": task_name,
@@ -103,6 +102,7 @@ def main() -> None:
     parser.add_argument("--guide", default="AutoLRT")
     parser.add_argument("--splits", type=int, default=2)
     parser.add_argument("--rows", type=int, help="train on so few, drawn at random")
+    add_rates(parser)
     parser.add_argument("--samples", type=int, default=300, help="posterior samples")
     parser.add_argument(
         "--metrics", default="log_density,elbo", help="what the table shows, of `evaluate` and elbo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 from collections.abc import Callable
@@ -43,6 +44,17 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU, **prior
     for num_in, num_out in itertools.pairwise(sizes):
         layers += [activation(), BayesianLinear(num_in, num_out, **priors)]
     return PyroModule[nn.Sequential](*layers[1:])
+
+
+def add_rates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lr", type=float, help="of `fit`; by default, its own")
+    parser.add_argument("--scale-lr", type=float, help="likewise, of scales")
+
+
+def rates(args: argparse.Namespace) -> dict[str, float]:
+    """Those that are given; `fit` has defaults for the others."""
+    given = {"lr": args.lr, "scale_lr": args.scale_lr}
+    return {name: rate for name, rate in given.items() if rate is not None}
 
 
 def train(

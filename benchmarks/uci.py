@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import final_elbo, mlp, regression, train
+from recipe import add_rates, final_elbo, mlp, rates, regression, train
 
 from pyro_bnn import evaluate, guides
 from pyro_bnn.priors import HierarchicalNormal, Normal
@@ -64,7 +64,7 @@ def run(path: Path, guide_name: str, split: int, args: argparse.Namespace) -> Ro
     sizes = [x.shape[1], *[args.hidden] * args.layers, 1]
     model = regression(mlp(sizes, prior=PRIORS[args.prior]))
     guide = getattr(guides, guide_name)(model)
-    train(model, guide, train_x, train_y, args.steps, args.batch)
+    train(model, guide, train_x, train_y, args.steps, args.batch, **rates(args))
 
     found = evaluate(model, guide, (inputs[test], targets[test]), args.samples)
     elbo = final_elbo(model, guide, train_x, train_y, draws=50)
@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--prior", choices=PRIORS, default="output")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=128, help="rows of a step")
+    add_rates(parser)
     parser.add_argument("--samples", type=int, default=1000, help="posterior samples")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="where to save the results of all splits")
