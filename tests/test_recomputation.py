@@ -1,5 +1,7 @@
 """Activation checkpoints: a recomputation sees the draws of the first computation."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,8 +17,10 @@ import pyro_bnn
 from pyro_bnn._recomputation import Call
 from pyro_bnn.compat import Standalone, WithKL, bensemble
 from pyro_bnn.compat.bayesian_torch import Conv1dFlipout, LinearFlipout, LinearReparameterization
-from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization
+from pyro_bnn.estimators import Flipout
+from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.posteriors import _together
 from pyro_bnn.posteriors._together import distributions
 
 MODES = [True, False]  # with reentrance, and without
@@ -235,6 +239,25 @@ def test_weights_inside_and_outside_of_checkpoints(guide):
     expected, *found = (gradients(net, guide, FORMS["svi"], x) for net in nets)
     for each in found:
         assert_same(each, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", ["svi", "pyro", "standalone"])
+@pytest.mark.parametrize("kind", ["normal", "radial"])
+def test_noise_whose_graph_is_made_after_a_checkpoint(kind, form, mode, monkeypatch):
+    """As that of large weights, which are drawn one by one, when they are first used."""
+    monkeypatch.setattr(_together, "_MIN_JOINT", 100)
+    guide = {"normal": AutoFlipout, "radial": partial(AutoRadial, estimator=Flipout())}[kind]
+    layer, x = nn.Linear(4, 4), torch.randn(6, 4)
+
+    def build(mode):
+        torch.manual_seed(0)
+        return nn.Sequential(Checkpointed(layer, mode), nn.Tanh(), layer, nn.Linear(4, 1))
+
+    expected, found = (
+        gradients(pyro_bnn.bayesianize(build(m)), guide, FORMS[form], x) for m in (None, mode)
+    )
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("modes", [(True, None), (True, True)])

@@ -70,10 +70,10 @@ class Noise:
 
     @property
     def noise(self) -> Tensor:
-        known = self._noise
+        # What was made here may have come after a checkpoint: its graph is then freed before.
+        is_freed = is_recomputing() and self._standard is not None
+        known = None if is_freed else self._noise
         if known is not None and (known.requires_grad or not wants_grad(self._base.scale)):
-            if self._standard is not None:
-                in_step(self._standard, self._draw)
             return again(known)
         standard = self.standard
         with unseen():
