@@ -35,6 +35,7 @@ exclude_patterns = ["_build", "generated", "examples/*.ipynb", "examples/*.md5"]
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True  # `AutoLRT`, not `<class 'pyro_bnn...AutoLRT'>`
 autodoc_inherit_docstrings = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -71,5 +72,13 @@ def add_examples(app, what, name, value, options, lines):
         lines += ["", ".. rubric:: Used in", "", f".. minigallery:: {name}", ""]
 
 
+def name_bases(app, name, value, options, bases):
+    """Shows torch's layers in place of their PyroModules, which Pyro defines as ``result``."""
+    for i, base in enumerate(bases):
+        if base.__qualname__.endswith("<locals>.result"):
+            bases[i] = base.__bases__[0]
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", add_examples, priority=900)  # after napoleon
+    app.connect("autodoc-process-bases", name_bases)

@@ -116,7 +116,7 @@ for name, probs in predictors.items():
     rows[name]["ELBO"] = elbos[name]
 is_test = lambda column: column.endswith(", test")
 for part in (is_test, lambda column: not is_test(column)):
-    print(table({name: {c: row[c] for c in row if part(c)} for name, row in rows.items()}))
+    print(table({name: {c: row[c] for c in row if part(c)} for name, row in rows.items()}) + "\n")
 
 # %%
 # On noisy images, the Bayesian networks are better calibrated (NLL, ECE). On digits that they have
@@ -144,4 +144,4 @@ for i, (image, bars) in zip(least.tolist(), axes.T, strict=True):
     bars.bar(range(8), probs[i].tolist())
     bars.set(ylim=(0, 1), xticks=range(8), yticks=[0, 1] if bars is axes[1, 0] else [])
 save(figure, "digits_least_sure")
-print(f"{time.perf_counter() - start:.0f} s")
+print(f"All of this took {time.perf_counter() - start:.0f} s.")

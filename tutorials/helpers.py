@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -71,7 +72,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     widths = [max(len(column), 8) + 2 for column in columns]
     lines = [" " * first + "".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))]
     for name, row in rows.items():
-        numbers = "".join(f"{row[c]:{w}.3f}" for c, w in zip(columns, widths, strict=True))
+        cells = ["-" if math.isnan(row[c]) else f"{row[c]:.3f}" for c in columns]
+        numbers = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
         lines.append(f"{name:{first}}{numbers}")
     return "\n".join(lines)
 

@@ -94,7 +94,7 @@ save(figure, "pruning")
 # The default threshold of the ratio, 0.83, is from Graves (2011). The pruned network can be
 # exported like any other.
 
-print(prune(guide))
+print(prune(guide), "\n")
 summary(model, guide)
 exported = torch.export.export(to_deterministic(model.net, guide), (test_x,))
 assert isinstance(exported.module()(test_x), Tensor)
