@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 
@@ -45,6 +46,51 @@ def test_output_and_kl(kind, net):
     torch.testing.assert_close(kl, expected)
     assert not torch.equal(module(x)[0], module(x)[0])
     assert not len(pyro.get_param_store())
+
+
+class Keeps(nn.Module):
+    """Calls its layer through what it keeps of it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        if how == "method of the layer":
+            self.call = self.layer.forward
+        elif how == "own method":
+            self.call = self.helper
+        elif how == "partial":
+            self.call = functools.partial(self.scaled, factor=1.0)
+        elif how == "module in a partial":
+            self.call = functools.partial(nn.Linear.forward, self.layer)
+        else:  # as libraries that wrap a forward do
+            self.layer.forward = functools.partial(self.layer.forward)
+            self.call = self.helper
+
+    def helper(self, x):
+        return self.layer(x)
+
+    def scaled(self, x, factor):
+        return factor * self.layer(x)
+
+    def forward(self, x):
+        return self.call(x)
+
+
+@EACH
+@pytest.mark.parametrize(
+    "how",
+    ["method of the layer", "own method", "partial", "module in a partial", "wrapped forward"],
+)
+def test_methods_that_a_module_keeps_see_the_draws(kind, how):
+    net = bayesianize(Keeps(how))
+    module = Standalone(net, kind.make(net, init_scale=1e-6))
+    x, _ = data()
+    mean = {name: module.guide[name].median() for name in module.guide}
+    expected = nn.functional.linear(x, mean["layer.weight"], mean["layer.bias"])
+    for given in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.testing.assert_close(given(x)[0], expected, rtol=0, atol=1e-4)
+    module(x)[0].sum().backward()
+    assert all(p.grad is not None for p in module.guide.parameters())
 
 
 class Flagged(nn.Module):
