@@ -108,8 +108,8 @@ class Noise:
         """The noise of the rows at an index; no other row is drawn."""
         known = self._standard is not None or self._noise is not None
         whole = known or not self._is_normal
-        # What is traced has no shapes that depend on values.
-        if whole or len(self.shape) > 2 or is_transformed():
+        # What is traced, or on the meta device, has no shapes that depend on values.
+        if whole or len(self.shape) > 2 or is_transformed() or index.is_meta:
             return map(index, self.noise)
         index = index.long()  # other integers are no indices to all functions
         if self._position is None:
