@@ -11,13 +11,14 @@ import pytest
 import torch
 from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, normal_prior, torch_mlp, within
+from pyro import poutine
 from pyro.infer import Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_bnn import bayesianize, priors
+from pyro_bnn import bayesianize, priors, to_deterministic
 from pyro_bnn.compat import Standalone
 from pyro_bnn.estimators import Draw
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
@@ -62,6 +63,15 @@ class Keeps(nn.Module):
             self.call = functools.partial(self.scaled, factor=1.0)
         elif how == "module in a partial":
             self.call = functools.partial(nn.Linear.forward, self.layer)
+        elif how == "closure":
+            self.call = lambda x: self.layer(x)
+        elif how == "recursive closure":
+            layer, forward = self.layer, self.layer.forward
+
+            def call(x, times=2):
+                return call(x, times - 1) if times else (layer(x) + forward(x)) / 2
+
+            self.call = call
         else:  # as libraries that wrap a forward do
             self.layer.forward = functools.partial(self.layer.forward)
             self.call = self.helper
@@ -91,6 +101,48 @@ def test_methods_that_a_module_keeps_see_the_draws(kind, how):
         torch.testing.assert_close(given(x)[0], expected, rtol=0, atol=1e-4)
     module(x)[0].sum().backward()
     assert all(p.grad is not None for p in module.guide.parameters())
+
+
+@EACH
+@pytest.mark.parametrize("how", ["closure", "recursive closure"])
+def test_closures_over_a_module_see_the_draws(kind, how):
+    given = Keeps(how)
+    net = bayesianize(given)
+    module = Standalone(net, kind.make(net, init_scale=1e-6))
+    x, _ = data()
+    with torch.no_grad():  # of the network that was given, which a copy has nothing to do with
+        given.layer.weight.fill_(torch.nan)
+    mean = {name: module.guide[name].median() for name in module.guide}
+    expected = nn.functional.linear(x, mean["layer.weight"], mean["layer.bias"])
+    torch.testing.assert_close(module(x)[0], expected, rtol=0, atol=1e-4)
+    module(x)[0].sum().backward()
+    assert all(p.grad is not None for p in module.guide.parameters())
+    deterministic = to_deterministic(net, module.guide)
+    torch.testing.assert_close(deterministic(x), expected, rtol=0, atol=1e-4)
+    trace = poutine.trace(poutine.condition(net, data=mean)).get_trace(x)
+    torch.testing.assert_close(trace.nodes["_RETURN"]["value"], expected, rtol=0, atol=1e-4)
+
+
+def test_variables_of_a_closure_stay_its_own():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            calls = 0
+
+            def call(x):
+                nonlocal calls
+                calls += 1
+                return calls, self.layer(x)
+
+            self.call = call
+
+        def forward(self, x):
+            return self.call(x)
+
+    net = bayesianize(Counts())
+    module = Standalone(net, AutoLRT(net))
+    assert [module(torch.ones(2, 3))[0][0] for _ in range(3)] == [1, 2, 3]
 
 
 class Flagged(nn.Module):

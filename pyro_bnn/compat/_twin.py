@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from types import MethodType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from pyro.nn import PyroModule
 from torch import nn
 
+from .._bound import is_bound, rebound
 from .._recomputation import again
 
 _SHARED = (
@@ -68,7 +67,7 @@ class Twins:
             (i, key)
             for i, (module, *_) in enumerate(self._parts)
             for key, value in vars(module).items()
-            if isinstance(value, (MethodType, partial))
+            if is_bound(value)
         ]
 
     def _add(self, module: nn.Module) -> int | None:
@@ -110,25 +109,15 @@ class Twins:
         return self._tied(twins)
 
     def _tied(self, twins: list[Any]) -> list[Any]:
+        def other(value: Any) -> Any:
+            return twins[self.index[id(value)]] if id(value) in self.index else value
+
         for i, key in self._methods:
-            value = vars(self._parts[i][0]).get(key)
-            twins[i].__dict__[key] = self._of_twins(value, twins)
+            twins[i].__dict__[key] = rebound(vars(self._parts[i][0]).get(key), other)
         for i, key, j, own_key in self._ties:
             state = twins[i].__dict__
             state["_ties"] = state.get("_ties", {}) | {key: (twins[j], own_key)}
         return twins
-
-    def _of_twins(self, value: Any, twins: list[Any]) -> Any:
-        """A module as its twin, and what is bound to one as bound to its twin."""
-        if id(value) in self.index:
-            return twins[self.index[id(value)]]
-        if isinstance(value, MethodType):
-            return MethodType(value.__func__, self._of_twins(value.__self__, twins))
-        if isinstance(value, partial):
-            function, *args = (self._of_twins(x, twins) for x in (value.func, *value.args))
-            keywords = {key: self._of_twins(x, twins) for key, x in value.keywords.items()}
-            return partial(function, *args, **keywords)
-        return value
 
 
 def twin(module: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
+from .._bound import is_bound, rebound
 from ..guides._sites import own_samples
 from ..nn._prior import Prior
 
@@ -78,6 +79,10 @@ def copied(net: Network, memo: dict[int, Any] | None = None) -> Network:
         for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
             if hasattr(module, name) and not hasattr(memo[id(module)], name):
                 setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
+        for name, value in vars(module).items():
+            if is_bound(value):  # a closure is not copied, and would use the given modules
+                state = memo[id(module)].__dict__
+                state[name] = rebound(value, lambda x: memo.get(id(x), x))
     return new
 
 
