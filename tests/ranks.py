@@ -358,7 +358,7 @@ def refused(folder):
         "lr": error(lr=0.1 * (1 + rank())),
         "seen by one": error(checkpoint=seen, resume=True),
         "sampler": error(validation=given),
-        "single data": error(DataLoader(dataset, None)),
+        "single data": error(DataLoader(dataset, None), num_data=13),
         "sharded": error(model=divided, num_data=13),
         "gradient": error((zero[-6:], y[-6:]), root, num_data=13),
     }
