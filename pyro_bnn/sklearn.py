@@ -16,22 +16,19 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .likelihoods import (
-    Bernoulli,
-    Categorical,
-    HeteroscedasticNormal,
-    NegativeBinomial,
-    Normal,
-    Ordinal,
-    Poisson,
-    StudentT,
-)
+from . import likelihoods
 from .models._sklearn import Estimator
 
 __all__ = ["BNNClassifier", "BNNRegressor"]
 
-_OF_CLASSES = Categorical, Bernoulli, Ordinal
-_OF_NUMBERS = Normal, StudentT, HeteroscedasticNormal, Poisson, NegativeBinomial
+_OF_COUNTS = (likelihoods.Poisson, likelihoods.NegativeBinomial)
+_OF_NUMBERS = (
+    likelihoods.Normal,
+    likelihoods.HeteroscedasticNormal,
+    likelihoods.StudentT,
+    *_OF_COUNTS,
+)
+_OF_CLASSES = (likelihoods.Categorical, likelihoods.Bernoulli, likelihoods.Ordinal)
 
 
 class BNNRegressor(RegressorMixin, Estimator):
@@ -90,14 +87,15 @@ class BNNRegressor(RegressorMixin, Estimator):
                 f"`likelihood` (={self.likelihood}) is for classes: use `BNNClassifier`"
             )
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
-        likelihood = Normal() if self.likelihood is None else self.likelihood
-        is_counts = isinstance(likelihood, (Poisson, NegativeBinomial))
+        likelihood = likelihoods.Normal() if self.likelihood is None else self.likelihood
+        is_counts = isinstance(likelihood, _OF_COUNTS)
         self.scaler_ = StandardScaler().fit(X)
         rows = y.reshape(len(y), -1)
         self.target_scaler_ = StandardScaler(with_mean=not is_counts, with_std=not is_counts)
         self.target_scaler_.fit(rows)
         self.target_shape_ = y.shape[1:]
-        num_outputs = rows.shape[1] * (2 if isinstance(likelihood, HeteroscedasticNormal) else 1)
+        has_two = isinstance(likelihood, likelihoods.HeteroscedasticNormal)
+        num_outputs = (2 if has_two else 1) * rows.shape[1]
         return self._train_new(X, self._target(y), num_outputs, likelihood)
 
     def partial_fit(self, X: Any, y: Any) -> BNNRegressor:
@@ -216,7 +214,7 @@ class BNNClassifier(ClassifierMixin, Estimator):
             )
         target = torch.as_tensor(self.encoder_.transform(y))
         self.scaler_ = StandardScaler().fit(X)
-        likelihood = Categorical() if self.likelihood is None else self.likelihood
+        likelihood = likelihoods.Categorical() if self.likelihood is None else self.likelihood
         return self._train_new(X, target, self._num_outputs(likelihood), likelihood)
 
     def _num_outputs(self, likelihood: Any) -> int:
@@ -225,13 +223,14 @@ class BNNClassifier(ClassifierMixin, Estimator):
             raise ValueError(f"`likelihood` (={likelihood}) is for numbers: use `BNNRegressor`")
         num_classes = len(self.classes_)
         of_likelihood = num_classes
-        if isinstance(likelihood, Bernoulli):
+        if isinstance(likelihood, likelihoods.Bernoulli):
             of_likelihood = 2
-        elif isinstance(likelihood, Ordinal):
+        elif isinstance(likelihood, likelihoods.Ordinal):
             of_likelihood = len(likelihood.cutpoints) + 1
         if of_likelihood != num_classes:
             raise ValueError(
                 f"`likelihood` (={likelihood}) is for {of_likelihood} classes, but there are "
                 f"{num_classes}, {self.classes_.tolist()}: give one for as many"
             )
-        return 1 if isinstance(likelihood, (Bernoulli, Ordinal)) else num_classes
+        has_one = isinstance(likelihood, (likelihoods.Bernoulli, likelihoods.Ordinal))
+        return 1 if has_one else num_classes
