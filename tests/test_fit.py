@@ -38,6 +38,7 @@ from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
 from pyro_bnn.models._batches import batches, map_tensors
+from pyro_bnn.models._contexts import unchanged_on_error
 from pyro_bnn.models._fit import _schedule
 from pyro_bnn.models._held_out import EarlyStopping, log_density
 
@@ -440,7 +441,7 @@ def test_bad_data_change_nothing(given, error, message, as_validation):
     before, random = state(model, guide), torch.get_rng_state()
     arguments = (DATA, {"validation": given}) if as_validation else (given, {})
     with pytest.raises(error, match=message):
-        fit(model, guide, arguments[0], 1, **arguments[1])
+        fit(model, guide, arguments[0], 1, seed=1, **arguments[1])
     assert equal(before, state(model, guide))
     assert model.num_data is None
     assert torch.equal(random, torch.get_rng_state())
@@ -528,6 +529,53 @@ def test_bad_validation_data_are_named():
     for given in (empty, (DATA[0][:0], DATA[1][:0])):
         with pytest.raises(ValueError, match="`validation`"):
             fit(model, guide, DATA, 1, validation=given)
+
+
+def test_a_refused_optimizer_or_checkpoint_changes_nothing(tmp_path):
+    def refuse(groups):
+        raise ValueError("no")
+
+    other = BNN(nn.Linear(3, 1), Normal(0.5))
+    fit(other, AutoRadial(other), DATA, 1, checkpoint=tmp_path / "a.pt")
+    for argument in ({"optimizer": refuse}, {"checkpoint": tmp_path / "a.pt", "resume": True}):
+        model, guide = bnn()
+        before, random = state(model, guide), torch.get_rng_state()
+        with pytest.raises(ValueError, match="no"):
+            fit(model, guide, DATA, 1, seed=1, **argument)
+        assert equal(before, state(model, guide))
+        assert model.num_data is None
+        assert model.training
+        assert torch.equal(random, torch.get_rng_state())
+
+
+def test_what_a_refused_run_has_moved_is_moved_back():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net(torch.ones(2, 2)).sum().backward()
+    before = [*net.parameters(), *net.buffers()]
+    dtypes, grad = [x.dtype for x in before], net[0].weight.grad
+
+    def moved_and_refused():
+        with unchanged_on_error(net):
+            net.to(torch.double)  # which replaces tensors as a move to a GPU does
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        moved_and_refused()
+    after = [*net.parameters(), *net.buffers()]
+    assert all(a is b for a, b in zip(before, after, strict=True))
+    assert [x.dtype for x in after] == dtypes
+    assert net[0].weight.grad is grad
+    assert grad.dtype == torch.float
+
+
+def test_an_error_during_training_leaves_evaluation_mode():
+    def fail(run):
+        raise RuntimeError("callback")
+
+    model, guide = bnn()
+    with pytest.raises(RuntimeError, match="callback"):
+        fit(model, guide, DATA, 1, callbacks=[fail])
+    assert not any(part.training for part in (*model.modules(), *guide.modules()))
 
 
 def test_bad_guides_are_refused():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import _rng
 from ._batches import arguments
-from ._held_out import evaluating
+from ._contexts import evaluating
 from ._ranks import Ranks
 
 

@@ -20,6 +20,7 @@ from ._averaging import Averaging, check_whole
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
+from ._contexts import training, unchanged_on_error
 from ._guides import groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
@@ -111,7 +112,7 @@ def fit(
 
     Returns:
         The :class:`~pyro_bnn.models.History` of bound, likelihood and KL divergence per datum.
-        Model and guide are left in evaluation mode.
+        Model and guide are left in evaluation mode, after an error, too.
 
     Raises:
         TypeError: if ``guide`` is not one of these, or ``data`` not as above.
@@ -145,55 +146,57 @@ def fit(
         device=device,
     )
     among = together(ranks)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
     parts = {**modules("model", model), "guide": guide}
     check_whole(parts.values())
-    for part in parts.values():
-        part.to(device=device)
-    like = next(iter(guide.parameters()), torch.empty(()))
-    among.device = like.device
-    train = shared(batches(data, batch_size, dtype=like.dtype), among)
-    held_out = None
-    if validation is not None:
-        size = None if isinstance(validation, DataLoader) else batch_size
-        given = batches(validation, size, shuffle=False, dtype=like.dtype, name="validation")
-        held_out = shared(given, among, once=True)
-    steps = math.ceil(num_batches(train) / accumulate)
-    epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
-    total = epochs * steps
+    with unchanged_on_error(*parts.values()):
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        for part in parts.values():
+            part.to(device=device)
+        like = next(iter(guide.parameters()), torch.empty(()))
+        among.device = like.device
+        train = shared(batches(data, batch_size, dtype=like.dtype), among)
+        held_out = None
+        if validation is not None:
+            size = None if isinstance(validation, DataLoader) else batch_size
+            given = batches(validation, size, shuffle=False, dtype=like.dtype, name="validation")
+            held_out = shared(given, among, once=True)
+        steps = math.ceil(num_batches(train) / accumulate)
+        epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
+        total = epochs * steps
 
-    elbo = Objective(kl_weight=kl_weight, num_particles=num_particles)
-    rise = None
-    if warmup:
-        first = max(1, int(warmup * total))
-        # Not from 0, where nothing would be known of the KL divergence.
-        rise = KLWarmup(elbo, first, start=kl_weight / (first + 1), kl_weight=kl_weight)
-    move = lambda batch: map_tensors(lambda x: x.to(like.device, non_blocking=True), batch)
-    num_data, names = prepare(elbo, model, guide, train, held_out, num_data, move)
-    stored = parameters(names)
-    others = [p for part in parts.values() for p in part.parameters()] + stored
-    groups = groups_of(guide, others, lr, scale_lr)
-    made = (_adam if optimizer is None else optimizer)(groups)
-    scheduler = LambdaLR(made, lambda step: _schedule(step / total))
-    loss: Any = elbo(model, guide)  # type: ignore[arg-type]
-    averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))
-    run = Run(
-        model, guide, elbo, averaging, made, among, num_data, total, move, clip_norm, autocast
-    )
-    store = Store(names)
-    stopping = EarlyStopping([*map(Module, parts.values()), store], patience)
+        elbo = Objective(kl_weight=kl_weight, num_particles=num_particles)
+        rise = None
+        if warmup:
+            first = max(1, int(warmup * total))
+            # Not from 0, where nothing would be known of the KL divergence.
+            rise = KLWarmup(elbo, first, start=kl_weight / (first + 1), kl_weight=kl_weight)
+        move = lambda batch: map_tensors(lambda x: x.to(like.device, non_blocking=True), batch)
+        num_data, names = prepare(elbo, model, guide, train, held_out, num_data, move)
+        stored = parameters(names)
+        others = [p for part in parts.values() for p in part.parameters()] + stored
+        groups = groups_of(guide, others, lr, scale_lr)
+        made = (_adam if optimizer is None else optimizer)(groups)
+        scheduler = LambdaLR(made, lambda step: _schedule(step / total))
+        loss: Any = elbo(model, guide)  # type: ignore[arg-type]
+        averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))
+        run = Run(
+            model, guide, elbo, averaging, made, among, num_data, total, move, clip_norm, autocast
+        )
+        store = Store(names)
+        stopping = EarlyStopping([*map(Module, parts.values()), store], patience)
 
-    state: dict[str, Any] = {**parts, "optimizer": made, "scheduler": scheduler, "run": run}
-    state |= {"batches": train, "stopping": stopping, "store": store}
-    state |= {} if rise is None else {"warmup": rise}
-    state["settings"] = {"epochs": epochs, "steps": steps, "num_data": num_data, "lr": lr}
-    state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
-    state["settings"] |= {"num_particles": num_particles, "autocast": autocast, "warmup": warmup}
-    state["settings"] |= {"validated": validation is not None, "patience": patience}
-    among.check_same(state["settings"] | {"ranks": ranks})
-    if resume and among.all_or_none(os.path.exists(str(checkpoint)), str(checkpoint)):
-        load(str(checkpoint), **state)
+        state: dict[str, Any] = {**parts, "optimizer": made, "scheduler": scheduler, "run": run}
+        state |= {"batches": train, "stopping": stopping, "store": store}
+        state |= {} if rise is None else {"warmup": rise}
+        state["settings"] = {"epochs": epochs, "steps": steps, "num_data": num_data, "lr": lr}
+        state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
+        state["settings"] |= {"num_particles": num_particles, "autocast": autocast}
+        state["settings"] |= {"validated": held_out is not None, "patience": patience}
+        state["settings"]["warmup"] = warmup
+        among.check_same(state["settings"] | {"ranks": ranks})
+        if resume and among.all_or_none(os.path.exists(str(checkpoint)), str(checkpoint)):
+            load(str(checkpoint), **state)
     among.part_random_numbers(run.random_numbers)
 
     def write() -> None:
@@ -202,11 +205,9 @@ def fit(
             save(str(checkpoint), **state)
         among.wait()
 
-    for part in parts.values():
-        part.train()
     bar = Progress(total, progress and among.is_first)
     every = max(1, total // 1000)
-    with among.watched():
+    with among.watched(), training(*parts.values()), bar:
         while not run.stopped and train.num_epochs < epochs:
             epoch = train.weighted()
             while not run.stopped and (group := list(itertools.islice(epoch, accumulate))):
@@ -232,10 +233,7 @@ def fit(
                     write()
         if checkpoint is not None:
             write()
-    bar.close()
     stopping.restore()
-    for part in parts.values():
-        part.eval()
     return run.history
 
 

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _rng
 from ._batches import arguments
 from ._bnn import BNN
+from ._contexts import evaluating
 from ._guides import shared_draws
 from ._rows import counts
 from ._state import Module, Store
 
 _SEED = 0  # of all evaluations, whose difference is then that of the weights
-
-
-@contextmanager
-def evaluating(*modules: Any) -> Any:
-    """Modules in evaluation mode, and as they were afterwards."""
-    training = [m for part in modules if isinstance(part, nn.Module) for m in part.modules()]
-    training = [m for m in training if m.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @torch.no_grad()
@@ -52,9 +38,8 @@ def log_density(
         total: adds up sums over the data of several processes.
     """
     density, num_rows = 0.0, 0.0
-    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]
     # One weight for all rows, as in predictions: rows may interact in the network.
-    with _rng.preserved(), evaluating(*modules), shared_draws(guide):
+    with _rng.preserved(), evaluating(model, guide), shared_draws(guide):
         torch.manual_seed(_SEED)
         for batch in data:
             args, kwargs = arguments(batch)

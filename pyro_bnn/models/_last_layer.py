@@ -15,7 +15,7 @@ from ..guides._sites import sample_attributes
 from ..posteriors import FullNormalPosterior
 from ._batches import arguments, batches, map_tensors
 from ._bnn import BNN
-from ._held_out import evaluating
+from ._contexts import evaluating
 from ._inputs import device_and_dtype
 from ._rows import innermost
 

@@ -16,7 +16,7 @@ from ..guides import AutoPosterior
 from ..guides._sites import sample_attributes
 from ..infer._samples import check_count
 from ._bnn import BNN
-from ._held_out import evaluating
+from ._contexts import evaluating
 from ._inputs import inputs
 from ._prediction import Prediction
 from ._propagation import Moments, propagation

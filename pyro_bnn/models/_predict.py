@@ -14,8 +14,8 @@ from ..guides._sites import referred_modules
 from ..infer import Predictive
 from ..infer._samples import GrownPlates, run
 from . import _rng
+from ._contexts import evaluating
 from ._draws import Draws
-from ._held_out import evaluating
 from ._inputs import inputs
 from ._moments import predictions_of_moments
 from ._prediction import Prediction, joined

@@ -40,7 +40,10 @@ class Progress:
             text = ", ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {step} of {self.total}: {text}", file=sys.stderr)
 
-    def close(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Ends the line."""
         if self.bar is not None:
             self.bar.close()

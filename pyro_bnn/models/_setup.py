@@ -20,8 +20,9 @@ from ..guides._sites import referred_modules
 from . import _rng
 from ._batches import Batches, TensorBatches, arguments
 from ._bnn import BNN
+from ._contexts import evaluating
 from ._guides import check_guide
-from ._held_out import evaluating, log_density
+from ._held_out import log_density
 from ._rows import innermost
 from ._run import Objective
 
@@ -100,28 +101,23 @@ def prepare(
     """
     parts = [*referred_modules(model, nn.Module), guide]
     models = [part for part in parts if isinstance(part, BNN)]
-    before = [part.num_data for part in models]
-    number = _num_data(train, num_data, next((n for n in before if n is not None), None))
+    known_number = next((part.num_data for part in models if part.num_data is not None), None)
+    number = _num_data(train, num_data, known_number)
     for part in models:
         part.num_data = number
-    try:
-        with _rng.preserved(), evaluating(*parts):
-            args, kwargs = arguments(move(train.first()))
-            if not poutine.trace(model).get_trace(*args, **kwargs).observation_nodes:
-                raise ValueError(
-                    "the model observes nothing of `data`: give it what it is to be trained on, "
-                    "say as a tuple `(x, y)`"
-                )
-            with poutine.trace(param_only=True) as capture:
-                elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
-            for given in (train,) if held_out is None else (train, held_out):
-                _check_targets(model, given, move)
-            if held_out is not None:
-                log_density(model, guide, [move(held_out.first())], num_samples=1)
-    except BaseException:
-        for part, value in zip(models, before, strict=True):
-            part.num_data = value
-        raise
+    with _rng.preserved(), evaluating(*parts):
+        args, kwargs = arguments(move(train.first()))
+        if not poutine.trace(model).get_trace(*args, **kwargs).observation_nodes:
+            raise ValueError(
+                "the model observes nothing of `data`: give it what it is to be trained on, say as "
+                "a tuple `(x, y)`"
+            )
+        with poutine.trace(param_only=True) as capture:
+            elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
+        for given in (train,) if held_out is None else (train, held_out):
+            _check_targets(model, given, move)
+        if held_out is not None:
+            log_density(model, guide, [move(held_out.first())], num_samples=1)
     if (len(train) > 1 or train.is_part) and not elbo.is_scaled:
         guide._batches = None  # lest it be said again
         warnings.warn(
