@@ -4,6 +4,8 @@ import copy
 import functools
 import io
 import pickle
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -49,6 +51,11 @@ def test_output_and_kl(kind, net):
     assert not len(pyro.get_param_store())
 
 
+class Pair(NamedTuple):
+    function: Callable
+    factor: float
+
+
 class Keeps(nn.Module):
     """Calls its layer through what it keeps of it."""
 
@@ -63,8 +70,15 @@ class Keeps(nn.Module):
             self.call = functools.partial(self.scaled, factor=1.0)
         elif how == "module in a partial":
             self.call = functools.partial(nn.Linear.forward, self.layer)
+        elif how == "containers":
+            self.kept = {"both": [(self.layer, Pair(self.layer.forward, 1.0))]}
+            self.call = self.mean_of_kept
         elif how == "closure":
             self.call = lambda x: self.layer(x)
+        elif how == "container of closures":
+            self.kept = {"both": [(lambda x: self.layer(x), Pair(lambda x: self.layer(x), 1.0))]}
+            self.kept["itself"] = self.kept
+            self.call = self.mean_of_kept
         elif how == "recursive closure":
             layer, forward = self.layer, self.layer.forward
 
@@ -79,6 +93,10 @@ class Keeps(nn.Module):
     def helper(self, x):
         return self.layer(x)
 
+    def mean_of_kept(self, x):
+        [(function, pair)] = self.kept["both"]
+        return (function(x) + pair.factor * pair.function(x)) / 2
+
     def scaled(self, x, factor):
         return factor * self.layer(x)
 
@@ -89,7 +107,14 @@ class Keeps(nn.Module):
 @EACH
 @pytest.mark.parametrize(
     "how",
-    ["method of the layer", "own method", "partial", "module in a partial", "wrapped forward"],
+    [
+        "method of the layer",
+        "own method",
+        "partial",
+        "module in a partial",
+        "containers",
+        "wrapped forward",
+    ],
 )
 def test_methods_that_a_module_keeps_see_the_draws(kind, how):
     net = bayesianize(Keeps(how))
@@ -104,7 +129,7 @@ def test_methods_that_a_module_keeps_see_the_draws(kind, how):
 
 
 @EACH
-@pytest.mark.parametrize("how", ["closure", "recursive closure"])
+@pytest.mark.parametrize("how", ["closure", "recursive closure", "container of closures"])
 def test_closures_over_a_module_see_the_draws(kind, how):
     given = Keeps(how)
     net = bayesianize(given)

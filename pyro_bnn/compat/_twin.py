@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 from pyro.nn import PyroModule
 from torch import nn
 
-from .._bound import is_bound, rebound
+from .._bound import kept, rebound
 from .._recomputation import again
 
 _SHARED = (
@@ -57,17 +57,9 @@ class Twins:
         self._parts: list[tuple[nn.Module, type, list[tuple[str, int]]]] = []
         self._kind, self._other = kind, other
         self._add(root)
-        self._ties = [
-            (self.index[id(module)], key, self.index[id(owner)], own_key)
-            for module, _, _ in self._parts
-            for key, (owner, own_key) in vars(module).get("_ties", {}).items()
-        ]
-        # Methods that are kept, as by `layer.forward = wrapped(layer.forward)`, are the modules'.
-        self._methods = [
-            (i, key)
-            for i, (module, *_) in enumerate(self._parts)
-            for key, value in vars(module).items()
-            if is_bound(value)
+        # What is kept, as by `layer.forward = wrapped(layer.forward)`, refers to the modules.
+        self._bound = [
+            (i, key) for i, (module, *_) in enumerate(self._parts) for key in kept(module)
         ]
 
     def _add(self, module: nn.Module) -> int | None:
@@ -93,7 +85,7 @@ class Twins:
                 for key, i in children:
                     modules[key] = twins[i]
             twins.append(new)
-        return self._tied(twins)
+        return self._rebound(twins)
 
     def lasting(self) -> list[Any]:
         """New twins that ask the modules for attributes at the time of asking."""
@@ -106,17 +98,14 @@ class Twins:
             state["_original"] = module
             state["_drawn"] = {}
             twins.append(new)
-        return self._tied(twins)
+        return self._rebound(twins)
 
-    def _tied(self, twins: list[Any]) -> list[Any]:
+    def _rebound(self, twins: list[Any]) -> list[Any]:
         def other(value: Any) -> Any:
             return twins[self.index[id(value)]] if id(value) in self.index else value
 
-        for i, key in self._methods:
+        for i, key in self._bound:
             twins[i].__dict__[key] = rebound(vars(self._parts[i][0]).get(key), other)
-        for i, key, j, own_key in self._ties:
-            state = twins[i].__dict__
-            state["_ties"] = state.get("_ties", {}) | {key: (twins[j], own_key)}
         return twins
 
 

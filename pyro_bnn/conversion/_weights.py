@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
-from .._bound import is_bound, rebound
+from .._bound import kept, rebound
 from ..guides._sites import own_samples
 from ..nn._prior import Prior
 
@@ -70,6 +70,7 @@ def copied(net: Network, memo: dict[int, Any] | None = None) -> Network:
     These are weights that hooks have computed, as those of ``torch.nn.utils.weight_norm`` do.
     """
     memo = {} if memo is None else memo
+    given = set(memo)
     for module in net.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -79,10 +80,9 @@ def copied(net: Network, memo: dict[int, Any] | None = None) -> Network:
         for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
             if hasattr(module, name) and not hasattr(memo[id(module)], name):
                 setattr(memo[id(module)], name, copy.deepcopy(getattr(module, name), memo))
-        for name, value in vars(module).items():
-            if is_bound(value):  # a closure is not copied, and would use the given modules
-                state = memo[id(module)].__dict__
-                state[name] = rebound(value, lambda x: memo.get(id(x), x))
+        for name, value in kept(module).items():
+            if id(value) not in given:  # closures are not copied, and would use the given modules
+                memo[id(module)].__dict__[name] = rebound(value, lambda x: memo.get(id(x), x))
     return new
 
 
