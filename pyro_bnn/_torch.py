@@ -44,9 +44,13 @@ at_end_of_backward = Variable._execution_engine.queue_callback
 # The number of the backward pass that is running, or -1; no public function tells of it.
 backward_id = torch._C._current_graph_task_id
 
+# Public since torch 2.7. Before that, what is exported is compiled.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 _is_functorch_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_hooks_of_saves = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 def is_transformed() -> bool:
@@ -68,9 +72,10 @@ def is_transformed() -> bool:
 def saves_are_watched() -> bool:
     """Whether hooks see what is saved for backward passes, as those of a recomputation do.
 
-    ``torch.autograd.graph`` has the context that sets them, and no way to ask.
+    ``torch.autograd.graph`` has the context that sets them, and no way to ask. Torch 2.4 has none
+    at all, so that they may always be there.
     """
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return _hooks_of_saves is None or _hooks_of_saves(False) is not None
 
 
 #: Attributes of torch's classes that a subclass reads or defines, and what would replace each.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import is_exporting
 from ._switch import is_plain
 
 _INT64 = -(1 << 63), (1 << 63) - 1
@@ -13,7 +14,7 @@ _INT64 = -(1 << 63), (1 << 63) - 1
 
 def random_signs(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """Independent signs, and the random integers that they are the bits of."""
-    if torch.compiler.is_exporting():  # how many words there are would be a condition of the graph
+    if is_exporting():  # how many words there are would be a condition of the graph
         signs = torch.randint(2, (rows, columns), device=like.device).mul(2).sub(1).to(like.dtype)
         return signs, None
     words = random_words((-(-rows * columns // 64),), like.device)
