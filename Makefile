@@ -18,20 +18,16 @@ test: .venv/test.stamp  ## run all tests
 test-plain: .venv/test.stamp  ## run all tests with the kernels switched off
 	PYRO_BNN_KERNELS=0 $(BIN)/python -m pytest
 
-# With the newest torch and Pyro of the index; and with the oldest that `setup.cfg` allows, beside the
-# tested versions of all else.
-OTHERS := .venv/others.txt
-OLDEST = $(shell sed -n 's/^ *\(torch\|pyro-ppl\)>=\([0-9.]*\).*/\1==\2/p' setup.cfg)
+# With the newest torch and Pyro of the index; and with the oldest that `setup.cfg` allows, for which
+# PYTHON may be the oldest, too.
 test-next:  ## run all tests with the newest and the oldest torch and Pyro, each in a new environment
-	mkdir -p .venv
-	grep -Ev '^(torch|pyro-ppl)==' constraints.txt > $(OTHERS)
-	$(call test_with,newest,--upgrade torch pyro-ppl)
-	$(call test_with,oldest,-c $(OTHERS) $(OLDEST))
+	$(call test_with,newest,,--upgrade torch pyro-ppl)
+	$(call test_with,oldest,PIP_CONSTRAINT=constraints-oldest.txt)
 
 define test_with
 	$(PYTHON) -m venv --clear .venv/$(1)
-	.venv/$(1)/bin/python -m pip install --quiet -e ".[demo,docs,test]" $(2)
-	.venv/$(1)/bin/python -m pip install --quiet --no-deps $(PEERS)
+	$(2) .venv/$(1)/bin/python -m pip install --quiet -e ".[demo,docs,test]" $(3)
+	$(2) .venv/$(1)/bin/python -m pip install --quiet --no-deps $(PEERS)
 	.venv/$(1)/bin/python -m pytest
 endef
 

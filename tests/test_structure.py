@@ -1,8 +1,12 @@
 """Modules import in one direction, are short, and packages say what is in them."""
 
 import ast
+import configparser
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
 
 import pyro_bnn
 
@@ -75,3 +79,20 @@ def test_modules_are_short_and_say_what_they_are():
     assert [name for name, text in texts.items() if len(text.splitlines()) > 250] == []
     first = {n: (ast.get_docstring(ast.parse(t)) or "").split("\n")[0] for n, t in texts.items()}
     assert [name for name, line in first.items() if not line.endswith((".", "?"))] == []
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
+def test_tested_versions_are_in_the_ranges_that_are_stated(name):
+    root = ROOT.parent
+    lines = (root / name).read_text(encoding="utf-8").split("\n")[1:]
+    versions = {r.name.lower(): str(r.specifier)[2:] for r in map(Requirement, filter(None, lines))}
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg", encoding="utf-8")
+    extras = dict(config["options.extras_require"])
+    parts = [config["options"]["install_requires"], extras["demo"], extras["docs"], extras["test"]]
+    for stated in map(Requirement, "\n".join(parts).split()):
+        assert stated.specifier.contains(versions[stated.name.lower()]), stated
+    if "oldest" in name:
+        assert {"torch>=2.4", "pyro-ppl>=1.9.1,<2"} <= set(parts[0].split())
+        assert versions["torch"] == "2.4.0"
+        assert versions["pyro-ppl"] == "1.9.1"
