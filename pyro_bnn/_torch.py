@@ -75,7 +75,9 @@ def saves_are_watched() -> bool:
     ``torch.autograd.graph`` has the context that sets them, and no way to ask. Torch 2.4 has none
     at all, so that they may always be there.
     """
-    return _hooks_of_saves is None or _hooks_of_saves(False) is not None
+    if _hooks_of_saves is None:
+        return not _is_functorch_active()  # whose transforms take no such hooks
+    return _hooks_of_saves(False) is not None
 
 
 #: Attributes of torch's classes that a subclass reads or defines, and what would replace each.

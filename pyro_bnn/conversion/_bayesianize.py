@@ -170,8 +170,9 @@ def _prior(weight: Weight, given: Any) -> Prior:
 
 def _tensor(module: Any, key: str) -> Any:
     """A value of a parameter or site, for its shape, dtype and device."""
-    if key in vars(module).get("_ties", ()):
-        return _tensor(*module._ties[key])
+    ties = vars(module).get("_ties", {})
+    if key in ties:
+        return _tensor(*ties[key])
     if key in vars(module).get("_pyro_samples", ()):
         prior = module._pyro_samples[key]
         return (prior if hasattr(prior, "sample") else prior(module)).sample()
