@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from . import _rng
+from ._bnn import BNN
 
 
 @contextmanager
@@ -39,20 +40,22 @@ def training(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
-    """Puts random numbers, attributes and the places of tensors back if the block raises."""
-    numbers = _rng.get_state()
+    """Puts random numbers, numbers of data and the places of tensors back if the block raises."""
+    random_numbers = _rng.get_state()
     parts = dict.fromkeys(part for module in modules for part in module.modules())
-    before = [(part, dict(vars(part)), dict(part._buffers)) for part in parts]
+    num_data = [(part, part.num_data) for part in parts if isinstance(part, BNN)]
+    buffers = [(part, dict(part._buffers)) for part in parts]
     parameters = [p for module in modules for p in module.parameters()]
     data = [(p, p.data) for p in parameters]
     grads = [(p, p.grad, p.grad.data) for p in parameters if p.grad is not None]
     try:
         yield
     except BaseException:
-        _rng.set_state(numbers)
-        for part, attributes, buffers in before:
-            vars(part).update(attributes)
-            part._buffers.update(buffers)
+        _rng.set_state(random_numbers)
+        for model, number in num_data:
+            model.num_data = number
+        for part, tensors in buffers:
+            part._buffers.update(tensors)
         for parameter, value in data:
             parameter.grad = None  # torch refuses one that does not fit
             parameter.data = value
