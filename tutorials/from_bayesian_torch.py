@@ -79,9 +79,9 @@ for name, net in nets.items():
 print(table(rows))
 
 # %%
-# With the mean, the weight of the KL divergence is less than a hundredth of the right one
-# (:doc:`/kl`). The scales of the posterior are then less than half as large, and the network is
-# overconfident: its NLL is worse, and it is certain of a class for much of the nonsense.
+# With the mean, the KL divergence of the 390 weights of the first layer counts 390 times too little
+# (:doc:`/kl`). Their scales are then less than half as large, and the network is overconfident: its
+# NLL is worse, and it is certain of a class for much of the nonsense.
 # :func:`~pyro_bnn.compat.to_pyro` makes a Pyro model of such a network, for ``fit`` and
 # ``predict``.
 

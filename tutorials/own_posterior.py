@@ -5,7 +5,7 @@ Writing a posterior: does each weight need its own scale?
 A mean-field posterior has a mean and a scale for each weight, twice as many parameters as the
 network. Swiatkowski et al. (2020, arXiv:2002.02655) observed that trained scales are nearly a
 product of one number for each row and one for each column, and proposed such a posterior, the
-1-tied Normal. Here it is written in thirty lines and tried on 5,000 images of MNIST.
+1-tied Normal. Here it is written in a few lines and tried on 5,000 images of MNIST.
 """
 
 from functools import partial
@@ -81,7 +81,7 @@ print(table(rows))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for name, history in histories.items():
-    left.plot(history["step"], history["log_likelihood"], label=name)
+    left.plot(history["step"], history["log_likelihood"], alpha=0.6, label=name)
 left.set(xlabel="step", ylabel="log likelihood (nats per image)", ylim=(-1, 0), title="Training")
 left.legend()
 shown = guide["net.0.weight"].base().stddev.detach().mean(0).view(28, 28)

@@ -87,7 +87,7 @@ left.minorticks_off()
 left.invert_xaxis()
 left.legend()
 plots.signal_to_noise(guide, sites="*.weight", ax=right)
-right.set_title("Left of the line, `prune(guide)` removes")
+right.set_title("Removed by prune(guide): left of the line")
 save(figure, "pruning")
 
 # %%
