@@ -37,6 +37,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True, "member-or
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True  # `AutoLRT`, not `<class 'pyro_bnn...AutoLRT'>`
 autodoc_inherit_docstrings = True
+strip_signature_backslash = True  # napoleon then escapes the underscore of `model_`
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -72,6 +73,11 @@ def add_examples(app, what, name, value, options, lines):
         lines += ["", ".. rubric:: Used in", "", f".. minigallery:: {name}", ""]
 
 
+def skip_forward(app, what, name, obj, skip, options):
+    """Leaves out a ``forward`` without words of its own: torch's say how to write one."""
+    return True if name == "forward" and not obj.__doc__ else None
+
+
 def name_bases(app, name, value, options, bases):
     """Shows torch's layers in place of their PyroModules, which Pyro defines as ``result``."""
     for i, base in enumerate(bases):
@@ -82,3 +88,4 @@ def name_bases(app, name, value, options, bases):
 def setup(app):
     app.connect("autodoc-process-docstring", add_examples, priority=900)  # after napoleon
     app.connect("autodoc-process-bases", name_bases)
+    app.connect("autodoc-skip-member", skip_forward)

@@ -57,7 +57,8 @@ class BNNRegressor(RegressorMixin, Estimator):
         model_: the :class:`~pyro_bnn.BNN`, for features, and targets, with mean 0 and variance 1.
         guide_: its guide.
         history_: the :class:`~pyro_bnn.models.History` of the last training.
-        scaler_, target_scaler_: the ``StandardScaler`` of features and targets.
+        scaler_: the ``StandardScaler`` of the features.
+        target_scaler_: that of the targets.
         n_features_in_: number of features.
 
     Example:

@@ -45,7 +45,7 @@ class Standalone(ReturnsKL):
             assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
-        From a call: the output of ``net``, and the KL divergence times ``kl_weight``, a scalar.
+        A call returns the output of ``net``, and the KL divergence times ``kl_weight``, a scalar.
 
     Raises:
         TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.

@@ -38,7 +38,7 @@ class WithKL(ReturnsKL):
             assigned between steps, and is by :class:`~pyro_bnn.infer.KLWarmup`.
 
     Returns:
-        From a call: the output of ``net``, and the sum of the KL divergences of all layers, each
+        A call returns the output of ``net``, and the sum of the KL divergences of all layers, each
         once, times ``kl_weight``, a scalar.
 
     Raises:

@@ -20,7 +20,12 @@ _CUTS = (-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0
 
 
 class KLQuadrature(NamedTuple):
-    """A KL divergence in nats and an estimate of its error, both of shape ``batch_shape``."""
+    """A KL divergence by quadrature, of shape ``batch_shape``.
+
+    Attributes:
+        kl: in nats.
+        error: an estimate of its error.
+    """
 
     kl: Tensor
     error: Tensor

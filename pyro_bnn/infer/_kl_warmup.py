@@ -33,7 +33,9 @@ class KLWarmup:
             below 1, of a cold posterior, whose loss is no bound.
 
     Attributes:
-        steps, start, kl_weight: the arguments.
+        steps: as given.
+        start: as given.
+        kl_weight: the weight at the end.
         num_steps: number of calls of :meth:`step` so far.
 
     Raises:

@@ -58,7 +58,7 @@ class Predictive(pyro.infer.Predictive):
             order of ten megabytes.
 
     Returns:
-        From a call with the arguments of the model: samples by site name. The number of rows may
+        A call with the arguments of the model returns samples by site name. The number of rows may
         exceed the size of the model's data plate. Buffers of the model stay as they were.
 
     Raises:

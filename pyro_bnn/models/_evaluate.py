@@ -46,18 +46,18 @@ def evaluate(
         batch_size, site, parallel: see :func:`~pyro_bnn.predict`.
 
     Returns:
-        For all targets:
+        The scores by name, for all targets
 
         - ``log_density`` of a row in nats, :math:`\log \frac1S \sum_s p(y_n \mid x_n, w_s)`;
           higher is better.
 
-        For classes and labels:
+        for classes and labels
 
         - ``accuracy`` of the most probable class;
         - ``brier``: :func:`~pyro_bnn.scores.brier`;
         - ``calibration_error``: :func:`~pyro_bnn.scores.calibration_error`.
 
-        For other targets:
+        and for other targets
 
         - ``rmse``, the root of the mean squared error of the mean;
         - ``crps``: :func:`~pyro_bnn.scores.crps`, with at least two samples;

@@ -49,8 +49,10 @@ def refit_last_layer(
 
     Returns:
         The log evidence of the data given the features, in nats,
-        :math:`-\frac12 [N \ln 2 \pi \sigma^2 + \ln |\Lambda| + \sum \ln s^2
-        + \lVert y - \phi\mu \rVert^2 / \sigma^2 + \sum (\mu - m)^2 / s^2]`.
+
+        .. math::
+            -\frac12 \Bigl[N \ln 2 \pi \sigma^2 + \ln |\Lambda| + \sum \ln s^2
+            + \frac{\lVert y - \phi\mu \rVert^2}{\sigma^2} + \sum \frac{(\mu - m)^2}{s^2}\Bigr].
 
     Raises:
         TypeError: if ``model`` is no BNN, or ``guide`` not of pyro_bnn.

@@ -32,7 +32,7 @@ class Likelihood(PyroModule):
     .. math:: p(y \mid f(x)) = \prod_n p(y_n \mid f_n)
 
     Returns:
-        From a call with the outputs, of which the first dimension is that of the rows: a
+        A call with the outputs, of which the first dimension is that of the rows, returns a
         distribution whose batch is the rows, and whose event is one target.
 
     Raises:

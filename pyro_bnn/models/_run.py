@@ -54,9 +54,13 @@ class Run:
     """A training run, as callbacks see it.
 
     Attributes:
-        model, guide, elbo, optimizer: the parts that it is made of.
+        model: the model.
+        guide: its guide.
+        elbo: the ELBO module.
+        optimizer: the optimizer of torch.
         history: the :class:`History` so far.
-        num_steps, total_steps: steps of the optimizer, done and in all.
+        num_steps: steps of the optimizer so far.
+        total_steps: those of the whole run.
         num_data: the number of all data.
         stopped: whether to end after this step; may be set.
     """

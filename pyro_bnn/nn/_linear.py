@@ -26,7 +26,8 @@ class BayesianLinear(BayesianLayer, PyroModule[nn.Linear]):  # type: ignore[type
         bias_prior: likewise for the bias, of shape ``(out,)``.
 
     Attributes:
-        weight_prior, bias_prior: modules whose buffers are the parameters of the priors.
+        weight_prior: a module whose buffers are the parameters of the prior.
+        bias_prior: likewise.
 
     Raises:
         TypeError: if a prior is neither a distribution nor a rule.

@@ -15,7 +15,7 @@ class ChecksStates:
 
     @property
     def family(self) -> str:
-        """What the parameters mean: the numbers of one family are no state of another."""
+        """Tells what the parameters mean, since those of one family are no state of another."""
         return type(self).__name__
 
     def load_errors(self: Any, state: Mapping[str, Any], prefix: str) -> list[str]:
