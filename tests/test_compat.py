@@ -62,6 +62,8 @@ class Keeps(nn.Module):
     def __init__(self, how):
         super().__init__()
         self.layer = nn.Linear(3, 1)
+        self.loop: list = [how]
+        self.loop.append(self.loop)
         if how == "method of the layer":
             self.call = self.layer.forward
         elif how == "own method":
@@ -70,6 +72,9 @@ class Keeps(nn.Module):
             self.call = functools.partial(self.scaled, factor=1.0)
         elif how == "module in a partial":
             self.call = functools.partial(nn.Linear.forward, self.layer)
+        elif how == "list of modules":
+            self.kept = [self.layer]
+            self.call = self.first_of_kept
         elif how == "containers":
             self.kept = {"both": [(self.layer, Pair(self.layer.forward, 1.0))]}
             self.call = self.mean_of_kept
@@ -93,6 +98,9 @@ class Keeps(nn.Module):
     def helper(self, x):
         return self.layer(x)
 
+    def first_of_kept(self, x):
+        return self.kept[0](x)
+
     def mean_of_kept(self, x):
         [(function, pair)] = self.kept["both"]
         return (function(x) + pair.factor * pair.function(x)) / 2
@@ -112,6 +120,7 @@ class Keeps(nn.Module):
         "own method",
         "partial",
         "module in a partial",
+        "list of modules",
         "containers",
         "wrapped forward",
     ],
