@@ -2,8 +2,9 @@
 
 Other libraries train a network for so many steps, with their own defaults (`peers.py`). Then
 `pyro_bnn.fit` trains AutoLRT, from scratch, for more and more steps, until its bound is as high:
-the schedule depends on the number of steps. All have the same model, priors N(0, 1), and batches of
-the same size. ELBOs are per datum: the KL divergence in closed form, and the expected
+the schedule depends on the number of steps. All have the same network and likelihood, and batches
+of the same size. The priors of others are N(0, 1); ours are the default ones, or N(0, 1), too
+(`--prior Normal`). ELBOs are per datum: the KL divergence in closed form, and the expected
 log-likelihood by draws of one weight for all data. Seconds are those of the processor, with one
 thread, so that other programs disturb them little.
 
@@ -20,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from peers import PEERS, Posterior, Problem
-from recipe import add_rates, rates, train
+from recipe import PRIORS, add_rates, final_elbo, rates, train
 from tasks import convolutional, digits_split, fashion_split, uci_split
 from torch import Tensor
 from torch.func import functional_call
@@ -50,28 +50,28 @@ def problem(task: str, args: argparse.Namespace) -> Problem:
     return Problem(net, x, y if task in ("digits", "fashion") else y.reshape(-1, 1))
 
 
-def run_peer(task: Problem, name: str, steps: int) -> tuple[Posterior, int, float]:
-    """The posterior, the number of steps, and seconds."""
+def run_peer(task: Problem, name: str, steps: int, draws: int) -> tuple[float, int, float]:
+    """The ELBO per datum, the number of steps, and seconds."""
     step, read = PEERS[name](task)
     batches = _batches(task)
     start = time.process_time()
     for _ in range(steps):
         step(*next(batches))
-    return read(), steps, time.process_time() - start
+    seconds = time.process_time() - start
+    return elbo(task, read(), draws), steps, seconds
 
 
-def run_ours(task: Problem, steps: int, **training: Any) -> tuple[Posterior, int, float]:
-    prior = dist.Normal(0.0, 1.0)
+def run_ours(
+    task: Problem, steps: int, prior: str, draws: int, **training: Any
+) -> tuple[float, int, float]:
     likelihood = likelihoods.Categorical() if task.is_classifier else likelihoods.Normal()
-    net = bayesianize(task.net(), prior=prior, bias_prior=prior)
-    model = BNN(net, likelihood)
+    model = BNN(bayesianize(task.net(), **PRIORS[prior]), likelihood)
     guide = AutoLRT(model)
     start = time.process_time()
     history = train(model, guide, task.x, task.y, steps, task.batch, **training)
     seconds = time.process_time() - start
-    weights = [(guide[name].loc, guide[name].scale) for name in guide]
-    noise = None if task.is_classifier else model.likelihood.scale
-    return Posterior(weights, noise), int(history["step"][-1]), seconds
+    bound = final_elbo(model, guide, task.x, task.y, draws)
+    return bound, int(history["step"][-1]), seconds
 
 
 @torch.no_grad()
@@ -94,10 +94,10 @@ def measure(name: str, task: str, steps: int, args: argparse.Namespace) -> Row:
     pyro.clear_param_store()
     with torch.random.fork_rng():  # all start with the same random numbers
         data = problem(task, args)
-    ours = name not in PEERS
-    result = run_ours(data, steps, **rates(args)) if ours else run_peer(data, name, steps)
-    posterior, taken, seconds = result
-    bound = elbo(data, posterior, args.draws)
+    if name in PEERS:
+        bound, taken, seconds = run_peer(data, name, steps, args.draws)
+    else:
+        bound, taken, seconds = run_ours(data, steps, args.prior, args.draws, **rates(args))
     return {"task": task, "name": name, "budget": steps, "seed": args.seed} | {
         "steps": taken,
         "seconds": seconds,
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--peers", default=";".join(PEERS), help="names separated by semicolons")
     parser.add_argument("--steps", type=int, default=20_000, help="that the peers take")
     parser.add_argument("--ladder", default=LADDER, help="steps of ours, each a run of its own")
+    parser.add_argument("--prior", choices=PRIORS, default="learned", help="of ours")
     add_rates(parser)
     parser.add_argument("--uci", type=Path, help="folder of the .npz files")
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
@@ -154,7 +155,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         return rows[-1]
 
-    label = ", ".join([OURS, *(f"{name}={rate}" for name, rate in rates(args).items())])
+    label = ", ".join([OURS, args.prior, *(f"{name}={rate}" for name, rate in rates(args).items())])
     tables = []
     for task in names:
         theirs = [result(name, task, args.steps) for name in peers]

@@ -24,31 +24,21 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import Recipe, add_rates, final_elbo, rates, train
+from recipe import PRIORS, Recipe, add_rates, final_elbo, rates, train
 from tasks import tasks
 
 from pyro_bnn import evaluate, guides
-from pyro_bnn.priors import FanInNormal, HierarchicalNormal, Normal
+from pyro_bnn.priors import FanInNormal
 
-NORMAL = Recipe(priors={"prior": Normal(0, 1)})
-TENSOR = Recipe(priors={"prior": HierarchicalNormal("tensor")})
-INPUT = Recipe(priors={"prior": HierarchicalNormal("input")})
-OUTPUT = Recipe(priors={"prior": HierarchicalNormal("output")})
 FAN_IN = Recipe(priors={"prior": FanInNormal(2**0.5)})
-WEIGHTS = (0.3, 0.1, 0.03)
-CANDIDATES = {
-    "Normal(0, 1)": NORMAL,
-    "fan-in": FAN_IN,
-    "fan-in, scale learned": Recipe(priors={"prior": FanInNormal(2**0.5, learnable_scale=True)}),
-    "no warm-up": replace(NORMAL, training={"warmup": 0.0}),
-    "tensor": TENSOR,
-    "input": INPUT,
-    "output": OUTPUT,
-    "tensor, no warm-up": replace(TENSOR, training={"warmup": 0.0}),
-    **{f"tensor, KL weight {w}": replace(TENSOR, training={"kl_weight": w}) for w in WEIGHTS},
-    **{f"output, KL weight {w}": replace(OUTPUT, training={"kl_weight": w}) for w in WEIGHTS},
-    **{f"fan-in, KL weight {w}": replace(FAN_IN, training={"kl_weight": w}) for w in WEIGHTS},
-    **{f"KL weight {w}": replace(NORMAL, training={"kl_weight": w}) for w in WEIGHTS},
+CANDIDATES = {name: Recipe(priors=priors) for name, priors in PRIORS.items()} | {"fan-in": FAN_IN}
+CANDIDATES |= {
+    f"{name}, {label}": replace(CANDIDATES[name], training=training)
+    for name in ("learned", "Normal", "tensor", "output", "fan-in")
+    for label, training in {
+        "no warm-up": {"warmup": 0.0},
+        **{f"KL weight {weight}": {"kl_weight": weight} for weight in (0.3, 0.1, 0.03)},
+    }.items()
 }
 
 

@@ -19,6 +19,23 @@ from pyro_bnn.guides import AutoPosterior
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.models import History
 from pyro_bnn.nn import BayesianLinear
+from pyro_bnn.priors import FanInNormal, HierarchicalNormal, Normal
+
+
+def learned(groups: str) -> dict[str, Any]:
+    """Priors with scales that are learned; for each input they are the default of `BNN`."""
+    bias_prior = Normal(learnable_scale=True)
+    return {"prior": FanInNormal(2**0.5, learnable_scale=groups), "bias_prior": bias_prior}
+
+
+# Arguments of layers.
+PRIORS: dict[str, dict[str, Any]] = {
+    "learned": learned("input"),
+    "learned, output": learned("output"),
+    "learned, tensor": learned("tensor"),
+    "Normal": {"prior": Normal(0.0, 1.0)},
+    **{groups: {"prior": HierarchicalNormal(groups)} for groups in ("tensor", "input", "output")},
+}
 
 
 @dataclass(frozen=True)

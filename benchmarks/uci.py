@@ -22,15 +22,11 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from recipe import add_rates, final_elbo, mlp, rates, regression, train
+from recipe import PRIORS, add_rates, final_elbo, mlp, rates, regression, train
 
 from pyro_bnn import evaluate, guides
-from pyro_bnn.priors import HierarchicalNormal, Normal
 
 GUIDES = ("AutoLRT", "AutoFlipout", "AutoReparameterization", "AutoRadial", "AutoMixture")
-PRIORS = {"Normal": Normal(0.0, 1.0)} | {
-    groups: HierarchicalNormal(groups) for groups in ("tensor", "input", "output")
-}
 # Log densities, one hidden layer of 50 (PBP-MV: two), the same 20 splits. Sources:
 # google/uncertainty-baselines `baselines/uci/README.md`; yaringal/DropoutUncertaintyExps.
 PUBLISHED = {
@@ -62,7 +58,7 @@ def run(path: Path, guide_name: str, split: int, args: argparse.Namespace) -> Ro
     train_x, train_y = inputs[train_rows], targets[train_rows]
 
     sizes = [x.shape[1], *[args.hidden] * args.layers, 1]
-    model = regression(mlp(sizes, prior=PRIORS[args.prior]))
+    model = regression(mlp(sizes, **PRIORS[args.prior]))
     guide = getattr(guides, guide_name)(model)
     train(model, guide, train_x, train_y, args.steps, args.batch, **rates(args))
 
@@ -110,7 +106,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--guides", default=",".join(GUIDES))
     parser.add_argument("--hidden", type=int, default=50)
     parser.add_argument("--layers", type=int, default=1, help="hidden layers")
-    parser.add_argument("--prior", choices=PRIORS, default="output")
+    parser.add_argument("--prior", choices=PRIORS, default="learned")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=128, help="rows of a step")
     add_rates(parser)

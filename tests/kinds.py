@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_bnn import priors
 from pyro_bnn.distributions import (
     FullNormal,
+    GroupedNormal,
     HierarchicalNormal,
     MatrixNormal,
     NormalMixture,
@@ -196,6 +197,7 @@ PRIORS = {
     "FanInNormal": priors.FanInNormal(math.sqrt(2)),
     "ScaleMixture": priors.ScaleMixture(0.4, 1.0, 0.1),
     "Laplace": priors.Laplace(0.0, 0.7),
+    "ARD": priors.Normal(0.3, 0.5, learnable_scale="input"),
     "HierarchicalNormal": priors.HierarchicalNormal("input", concentration=8.0, rate=3.5),
 }
 
@@ -221,6 +223,9 @@ DISTRIBUTIONS = {
         torch.tensor([[-1.0, 1.0], [0.0, 0.2]], dtype=dtype),
         torch.tensor([[0.5, 0.3], [1.0, 0.1]], dtype=dtype),
     ),
+    "GroupedNormal": lambda dtype: GroupedNormal(
+        (2, 3), torch.tensor([0.5, 1.0, 2.0], dtype=dtype), 0.3, group_dims=(1,)
+    ).expand((2,)),
     "HierarchicalNormal": lambda dtype: HierarchicalNormal(
         (2, 3), *torch.tensor([8.0, 3.5, 0.3], dtype=dtype), group_dims=(1,)
     ).expand((2,)),

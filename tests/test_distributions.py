@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from torch.distributions import kl_divergence
 
 from pyro_bnn.distributions import (
+    GroupedNormal,
     HierarchicalNormal,
     NormalMixture,
     Radial,
@@ -72,6 +73,7 @@ def test_expand_to_event_and_mask(make, dtype):
         (NormalMixture, {"probs": (3, 2), "loc": (2,), "scale": ()}),
         (NormalMixture, {"logits": (2,), "loc": (4, 3, 2), "scale": (3, 1)}),
         (HierarchicalNormal, {"shape": (2, 3), "loc": (3,)}),
+        (GroupedNormal, {"shape": (2, 3), "scale": ()}),
     ],
 )
 def test_shapes_from_those_of_arguments(kind, args):

@@ -18,9 +18,14 @@ from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions._joint import Part
 from pyro_bnn.kernels import _switch
 from pyro_bnn.posteriors._together import distributions
-from pyro_bnn.priors import HierarchicalNormal, ScaleMixture
+from pyro_bnn.priors import HierarchicalNormal, Normal, ScaleMixture
 
-PRIORS = [dist.Normal(0.1, 0.8), ScaleMixture(0.4, 1.0, 0.1), HierarchicalNormal("output")]
+PRIORS = [
+    dist.Normal(0.1, 0.8),
+    Normal(0.1, 0.8, learnable_scale="input"),
+    ScaleMixture(0.4, 1.0, 0.1),
+    HierarchicalNormal("output"),
+]
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=lambda p: type(p).__name__)

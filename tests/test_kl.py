@@ -26,6 +26,7 @@ KINDS = {
     "Normal": ["exact", "exact", "bound", "exact"],
     "ScaleMixture": ["bound", "estimate", "bound", "estimate"],
     "Laplace": ["exact", "estimate", "estimate", "estimate"],
+    "ARD": ["exact", "exact", "bound", "exact"],
     "HierarchicalNormal": ["bound"] * 4,
     "StudentT": ["estimate"] * 4,
 }

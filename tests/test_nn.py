@@ -40,7 +40,7 @@ def test_every_layer_has_a_row():
 
 
 def test_every_prior_has_a_row():
-    assert set(PRIORS) | {"Pretrained"} == set(priors.__all__)
+    assert set(PRIORS) | {"Pretrained"} == {*priors.__all__, "ARD"}
 
 
 @VARIANTS
@@ -97,6 +97,7 @@ def test_moments_of_priors(prior):
         "FanInNormal": 0.5,
         "ScaleMixture": 0.4 + 0.6 * 0.01,
         "Laplace": 2 * 0.49,
+        "ARD": 0.25,
         "HierarchicalNormal": 0.5,
     }[prior]
     torch.testing.assert_close(fn.variance, torch.full((3, 4), variance))

@@ -67,6 +67,7 @@ def test_says_why_a_parameter_has_no_prior():
         ("FanInNormal", "Normal(0, 0.816)"),
         ("ScaleMixture", "NormalMixture"),
         ("Laplace", "Laplace(0, 0.7)"),
+        ("ARD", "GroupedNormal(0.3, 0.5)"),
         ("HierarchicalNormal", "HierarchicalNormal(0, 8, 3.5)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The upper bound on the KL divergence from a hierarchical Normal."""
+"""KL divergences from Normals with a variance for each group, known or integrated out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.distributions import Distribution, Independent, Normal, register_kl
 from ..kernels import HALF_LOG_2_PI, in_double, location_scale_bound
 from ._bounds import register_bound
 from ._correlated_normal import CorrelatedNormal
+from ._grouped import Grouped
+from ._grouped_normal import GroupedNormal
 from ._hierarchical_normal import HierarchicalNormal
 from ._mixture_kl import mixture_entropy_bound, summed_mixture_entropy_bound
 from ._normal import innermost
@@ -19,7 +21,7 @@ from ._normal_mixture import NormalMixture, normal_components
 from ._radial import Radial
 
 
-def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None = None) -> Tensor:
+def hierarchical_kl_bound(q: Any, p: Grouped, *, kept: Tensor | None = None) -> Tensor:
     r"""Closed-form upper bound on the KL divergence from a hierarchical Normal.
 
     .. math::
@@ -36,7 +38,8 @@ def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None 
 
     Args:
         q: a distribution with a mean, a variance and an entropy, of the event shape of ``p``.
-        p: the prior.
+        p: the prior; with scales that are known, a :class:`GroupedNormal`, the value is exact, but
+            for mixtures.
         kept: mask of the weights that count, shape of the event; by default, all do.
 
     Returns:
@@ -78,9 +81,7 @@ def hierarchical_kl_bound(q: Any, p: HierarchicalNormal, *, kept: Tensor | None 
     return bound.to(moment.dtype)
 
 
-def _moment_and_entropy(
-    base: Distribution, p: HierarchicalNormal, is_whole: bool
-) -> tuple[Tensor, Tensor]:
+def _moment_and_entropy(base: Distribution, p: Grouped, is_whole: bool) -> tuple[Tensor, Tensor]:
     """The second moment of each entry around the prior's mean; the entropy of entries or events.
 
     Args:
@@ -100,6 +101,10 @@ def _moment_and_entropy(
 @register_bound(NormalMixture, HierarchicalNormal)
 @register_bound(Radial, HierarchicalNormal)
 @register_bound(CorrelatedNormal, HierarchicalNormal)
-@register_kl(Independent, HierarchicalNormal)
-def _kl_hierarchical(q: Distribution, p: HierarchicalNormal) -> Tensor:
+@register_kl(Normal, GroupedNormal)
+@register_bound(NormalMixture, GroupedNormal)
+@register_kl(Radial, GroupedNormal)
+@register_kl(CorrelatedNormal, GroupedNormal)
+@register_kl(Independent, Grouped)
+def _kl_grouped(q: Distribution, p: Grouped) -> Tensor:
     return hierarchical_kl_bound(q, p)

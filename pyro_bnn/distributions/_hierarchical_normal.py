@@ -6,14 +6,14 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import constraints
 from torch import Tensor
 
-from .._validation import check_positive
-from ..kernels import HALF_LOG_2_PI, in_double
+from ..kernels import HALF_LOG_2_PI, in_double, number
+from ._grouped import Grouped
 
 
-class HierarchicalNormal(TorchDistribution):
+class HierarchicalNormal(Grouped):
     r"""One weight tensor, groups of whose entries have an unknown variance in common.
 
     .. math:: \tau_g \sim \mathrm{InvGamma}(a, b), \qquad w_i \mid \tau \sim N(m, \tau_{g(i)})
@@ -55,12 +55,13 @@ class HierarchicalNormal(TorchDistribution):
         (torch.Size([3, 4]), tensor(-6.2234))
     """
 
+    concentration: Tensor
+    rate: Tensor
     arg_constraints = {
         "loc": constraints.real,
         "concentration": constraints.positive,
         "rate": constraints.positive,
     }
-    has_rsample = True
 
     def __init__(
         self,
@@ -73,60 +74,21 @@ class HierarchicalNormal(TorchDistribution):
         view: tuple[int, ...] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        shape = torch.Size(shape)
-        self._view = shape if view is None else torch.Size(view)
-        if self._view.numel() != shape.numel():
-            raise ValueError(
-                f"`view` (={tuple(self._view)}) must have as many entries as `shape` "
-                f"(={tuple(shape)})"
-            )
-        dims = len(self._view)
-        if not all(-dims <= d < dims for d in group_dims):
-            raise ValueError(
-                f"`group_dims` (={tuple(group_dims)}) must be dimensions of the shape "
-                f"{tuple(self._view)}, from 0 to {dims - 1}"
-            )
-        self._group_dims = tuple(sorted({d % dims for d in group_dims}))
-        self.loc, self.concentration, self.rate = _tensors(loc, concentration, rate)
-        for name, given in (("concentration", concentration), ("rate", rate)):
-            value = getattr(self, name)
-            if not isinstance(given, Tensor):
-                check_positive(**{name: given})
-            if value.dim():
+        for name, value in (("concentration", concentration), ("rate", rate)):
+            if isinstance(value, Tensor) and value.dim():
                 raise ValueError(
                     f"`{name}` must be a scalar, the same for all groups, not of shape "
                     f"{tuple(value.shape)}"
                 )
-        try:
-            fits = torch.broadcast_shapes(self.loc.shape, shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"`loc` of shape {tuple(self.loc.shape)} must broadcast to `shape` "
-                f"(={tuple(shape)})"
-            )
-        super().__init__(torch.Size(), shape, validate_args=validate_args)
-
-    @classmethod
-    def infer_shapes(cls, **arg_shapes: Any) -> tuple[torch.Size, torch.Size]:
-        """The batch shape and the event shape of a distribution, from its ``shape``."""
-        return torch.Size(), torch.Size(arg_shapes["shape"])
-
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, self.event_dim)
-
-    @property
-    def group_shape(self) -> torch.Size:
-        """The shape that numbers the groups."""
-        return torch.Size(self._view[d] for d in self._group_dims)
-
-    @property
-    def group_size(self) -> int:
-        """The number of entries of a group."""
-        others = (size for d, size in enumerate(self._view) if d not in self._group_dims)
-        return math.prod(others)
+        super().__init__(
+            shape,
+            group_dims,
+            view,
+            validate_args,
+            loc=loc,
+            concentration=concentration,
+            rate=rate,
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -141,72 +103,26 @@ class HierarchicalNormal(TorchDistribution):
         variance = torch.where(a > 1, b / (a - 1), math.inf)
         return torch.where(a > 0.5, variance, math.nan).expand(self._extended_shape())
 
-    def expand(self, batch_shape, _instance=None) -> HierarchicalNormal:
-        new = self._get_checked_instance(HierarchicalNormal, _instance)
-        new.loc, new.concentration, new.rate = self.loc, self.concentration, self.rate
-        new._view, new._group_dims = self._view, self._group_dims
-        super(HierarchicalNormal, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
-
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        batch_shape = shape[: len(shape) - self.event_dim]
+    def group_scale(self, batch_shape: torch.Size) -> Tensor:
         gamma = torch.distributions.Gamma(self.concentration, self.rate, validate_args=False)
-        scale = gamma.rsample(batch_shape + self.group_shape).rsqrt()
-        noise = torch.randn(shape, dtype=scale.dtype, device=scale.device)
-        return self.loc + self.spread(scale) * noise
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        half = 0.5 * self.group_sum((value - self.loc).square())
-        density = self.expected_log_density(half, self.group_size)
-        shape = torch.broadcast_shapes(density.shape, self.batch_shape)
-        return density.to(half.dtype).expand(shape)
-
-    def group_sum(self, x: Tensor) -> Tensor:
-        """The sum of each group's entries, ``group_shape`` in place of the event shape."""
-        batch = x.dim() - self.event_dim
-        others = [batch + d for d in range(len(self._view)) if d not in self._group_dims]
-        x = x.reshape(x.shape[:batch] + self._view)
-        return x.sum(others) if others else x
-
-    def spread(self, x: Tensor) -> Tensor:
-        """The value of its group for each entry."""
-        batch = x.dim() - len(self._group_dims)
-        ones = [size if d in self._group_dims else 1 for d, size in enumerate(self._view)]
-        x = x.reshape(x.shape[:batch] + torch.Size(ones))
-        return x.expand(x.shape[:batch] + self._view).reshape(x.shape[:batch] + self.event_shape)
+        return gamma.rsample(batch_shape + self.group_shape).rsqrt()
 
     def expected_log_density(self, half: Tensor, size: int | Tensor) -> Tensor:
-        r"""The log density, from half the sum of squares around the mean in each group.
-
-        In float64, since :math:`c \log c` and :math:`\log\Gamma(c)` leave the difference of
-        large numbers. With the *expected* sum it is a lower bound on the expectation.
-
-        Args:
-            half: half the sum of squares, shape ``batch + group_shape``.
-            size: the number of entries of each group.
-
-        Returns:
-            The sum over groups, shape ``batch``.
-        """
         a, b, half = (in_double(t) for t in (self.concentration, self.rate, half))
         c = a + 0.5 * size
         constant = torch.lgamma(c) - torch.lgamma(a) - size * HALF_LOG_2_PI
-        density = constant + a * b.log() - c * (b + half).log()
-        dims = tuple(range(-len(self._group_dims), 0))
-        return density.sum(dims) if dims else density
+        return self.sum_groups(constant + a * b.log() - c * (b + half).log())
 
-
-def _tensors(*values: Tensor | float) -> tuple[Tensor, ...]:
-    """Scalars as tensors of the dtype and device of those that are tensors."""
-    given = [v for v in values if isinstance(v, Tensor)]
-    like = given[0] if given else torch.empty(())
-    return tuple(
-        v if isinstance(v, Tensor) else torch.as_tensor(v, dtype=like.dtype, device=like.device)
-        for v in values
-    )
+    def density_and_precision(self, half: Any) -> tuple[Any, Any]:
+        a, b = number(self.concentration), number(self.rate)
+        size = self.group_size
+        if isinstance(half, Tensor) and not isinstance(a, float):
+            density = self.expected_log_density(half.reshape(self.group_shape), size)
+            return density, (a + 0.5 * size) / (b + half)
+        c = a + 0.5 * size
+        constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * HALF_LOG_2_PI
+        if not isinstance(half, Tensor):
+            return constant - c * math.log(b + half), c / (b + half)
+        variance = in_double(half) + b
+        total = variance.log().sum().item()
+        return self.group_shape.numel() * constant - c * total, variance.reciprocal_().mul_(c)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from .._buffers import unchanged_buffers
+from ..distributions import GroupedNormal
 from ..distributions._normal import innermost
 from ..guides import AutoPosterior
 from ..kernels import entry_kl
@@ -185,7 +186,7 @@ def _collapsed(sites: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     for name, (q, p) in sites.items():
         kept = q.kept if isinstance(q, Pruned) else None
         posterior: Any = innermost(q if kept is None else q.full)
-        prior: Any = innermost(p)
+        prior: Any = p.entries if isinstance(p, GroupedNormal) else innermost(p)
         normals = isinstance(posterior, Normal) and isinstance(prior, Normal)
         if normals and posterior.batch_shape == p.shape():
             kl = entry_kl(posterior.loc, posterior.scale, prior.loc, prior.scale)

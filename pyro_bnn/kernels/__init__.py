@@ -9,7 +9,7 @@ from ._mixture_kl import mixture_bound, summed_mixture_bound
 from ._normal_kl import entry_kl, gaussian_kl, unexpanded
 from ._output_noise import square, with_noise
 from ._signs import random_signs, random_words
-from ._sums import HALF_LOG_2_PI, exact_sum, in_double, log_sum
+from ._sums import HALF_LOG_2_PI, exact_sum, in_double, log_sum, number
 from ._switch import are_enabled, enabled, is_plain
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "location_scale_bound",
     "log_sum",
     "mixture_bound",
+    "number",
     "random_signs",
     "random_words",
     "square",

@@ -22,13 +22,16 @@ from .._validation import is_count, nan_arguments
 from ..conversion import bayesianize
 from ..conversion._pyro_modules import join, make_pyro
 from ..conversion._weights import copied
-from ..priors import HierarchicalNormal
+from ..priors import FanInNormal, Normal
 from ._likelihood import Likelihood, as_likelihood
 from ._rows import as_mask, as_weight, masked
 
-# What training reaches with it and with others is on the page of defaults. Weights of N(0, 1) make
-# functions that vary far more than targets do, which few data or many layers never make up for.
-PRIOR = HierarchicalNormal("output")
+# What training reaches with them and with others is on the page of defaults. With scales that are
+# learned, a network that learns nothing costs nothing, so that few data can afford many weights.
+DEFAULT_PRIORS: dict[str, Any] = {
+    "prior": FanInNormal(2**0.5, learnable_scale="input"),
+    "bias_prior": Normal(0.0, 1.0, learnable_scale=True),
+}
 
 
 class BNN(PyroModule):
@@ -44,9 +47,10 @@ class BNN(PyroModule):
     Args:
         net: a network with random weights (of the layers of :mod:`pyro_bnn.nn`, or converted by
             :func:`~pyro_bnn.bayesianize`), which is used as it is; or a torch network, of which a
-            copy is converted, with the prior ``HierarchicalNormal("output")`` of weights, which
-            :doc:`trains best </defaults>`, and N(0, 1) of biases. Read the one in use as
-            ``model.net``.
+            copy is converted, with the priors that :doc:`train best </defaults>`: Normals whose
+            scales are learned with the posterior, one for each input of a weight and one for each
+            bias. MCMC learns no scales: convert the network with priors of known or
+            hierarchical scales for it. Read the one in use as ``model.net``.
         likelihood: one of :mod:`pyro_bnn.likelihoods`, of which a copy is used
             (``model.likelihood``); or a function from outputs to a distribution, with the rows in
             its first dimension. It is called before the data plate, and may sample a noise.
@@ -171,7 +175,7 @@ def _bayesian(net: Any) -> nn.Module:
     if isinstance(net, PyroModule):
         return net
     if not any(vars(module).get("_pyro_samples") for module in net.modules()):
-        return bayesianize(net, prior=PRIOR)
+        return bayesianize(net, **DEFAULT_PRIORS)
     net = copied(net)  # of some layers with priors, inside modules that Pyro does not know
     make_pyro(net, set())
     join(net)

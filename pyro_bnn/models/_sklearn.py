@@ -20,7 +20,7 @@ from ..conversion._weights import copied
 from ..guides import AutoLRT, AutoPosterior
 from ..infer._samples import check_count
 from . import _rng
-from ._bnn import BNN, PRIOR
+from ._bnn import BNN, DEFAULT_PRIORS
 from ._fit import fit
 from ._predict import predict
 from ._prediction import Prediction
@@ -79,8 +79,8 @@ class Estimator(BaseEstimator):
             torch.manual_seed(self.seed_)
             given = self._net(X.shape, num_outputs)
             is_bayesian = isinstance(given, PyroModule)
-            prior = PRIOR if self.prior is None else self.prior
-            net = copied(given) if is_bayesian else bayesianize(given, prior=prior)
+            priors = DEFAULT_PRIORS if self.prior is None else {"prior": self.prior}
+            net = copied(given) if is_bayesian else bayesianize(given, **priors)
             # In double precision, no prediction depends on the rows beside it.
             self.model_ = BNN(net.double(), likelihood)
             self.guide_ = self.guide(self.model_)

@@ -77,7 +77,9 @@ class Prior(PyroModule):
     def forward(self) -> dist.TorchDistribution:
         """The prior, with event shape that of the weight."""
         if self._pyro_params:
-            values = {name: getattr(self, name) for name in self._pyro_params}
+            # Views, since Pyro's parameters have weak references, which do not pickle.
+            params = {name: getattr(self, name) for name in self._pyro_params}
+            values = {name: param.view(param.shape) for name, param in params.items()}
             return self._expanded(self._rebuilt(values))
         assert self._bound is not None
         return self._bound
@@ -107,7 +109,8 @@ class Prior(PyroModule):
     def _expanded(self, prior: Distribution) -> dist.TorchDistribution:
         event_dim = len(prior.event_shape)
         batch_dim = len(self.shape) - event_dim
-        prior = prior.expand(self.shape[:batch_dim])
+        if prior.batch_shape != self.shape[:batch_dim]:
+            prior = prior.expand(self.shape[:batch_dim])
         if batch_dim == 0 and isinstance(prior, dist.TorchDistribution):
             return prior
         return dist.Independent(prior, batch_dim)
@@ -155,7 +158,7 @@ def _by_rule(rule: Any, weight: Tensor, fan_in: int, name: str, axes: Axes | Non
         raise TypeError(f"`{name}` (={rule!r}) must be {remedy}")
     args: tuple[Any, ...] = (weight.shape, fan_in)
     if hasattr(rule, "by_axes"):
-        args = (weight.shape, Axes.of_shape(weight.shape) if axes is None else axes)
+        args = (*args, Axes.of_shape(weight.shape) if axes is None else axes)
         rule = rule.by_axes
     with suppress(ValueError):  # some builtins have no signature
         signature = inspect.signature(rule)
@@ -232,17 +235,15 @@ def _tensors(obj: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from _tensors(child, (*path, key))
 
 
-def _replaced(obj: Any, tensors: dict[Path, Tensor], path: Path = ()) -> Any:
+def _replaced(obj: Any, tensors: dict[Path, Tensor]) -> Any:
     """A copy of ``obj`` with other tensors at the given paths."""
-    new = {
-        key: tensors[(*path, key)]
-        if (*path, key) in tensors
-        else _replaced(child, tensors, (*path, key))
-        for key, child in _children(obj)
-    }
+    inside: dict[str | int, dict[Path, Tensor]] = {}
+    for (key, *rest), tensor in tensors.items():
+        inside.setdefault(key, {})[tuple(rest)] = tensor
+    old: Any = obj if isinstance(obj, (list, tuple)) else vars(obj)
+    new: Any = {k: t[()] if () in t else _replaced(old[k], t) for k, t in inside.items()}
     if isinstance(obj, (list, tuple)):
-        return type(obj)(new.values()) if type(obj) in (list, tuple) else obj
-    if isinstance(obj, (Distribution, Transform)):
-        obj = copy.copy(obj)
-        vars(obj).update(new)
+        return type(obj)(new.get(i, child) for i, child in enumerate(obj))
+    obj = copy.copy(obj)
+    vars(obj).update(new)
     return obj

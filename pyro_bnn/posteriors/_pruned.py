@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
 
-from ..distributions import HierarchicalNormal, NormalMixture, Radial, hierarchical_kl_bound
+from ..distributions import NormalMixture, Radial, hierarchical_kl_bound
+from ..distributions._grouped import Grouped
 from ..distributions._normal import innermost, trusted_normal
 from ..estimators import Estimated, Estimator
 from ..estimators._estimator import one_weight
@@ -100,8 +101,8 @@ def _kl_pruned(q: Pruned, p: Independent) -> Tensor:
     return q.sum_kept(kl_divergence(q.full, base))
 
 
-@register_kl(Pruned, HierarchicalNormal)
-def _kl_pruned_hierarchical(q: Pruned, p: HierarchicalNormal) -> Tensor:
+@register_kl(Pruned, Grouped)
+def _kl_pruned_grouped(q: Pruned, p: Grouped) -> Tensor:
     # Of the full posterior: the entropy of a scale of 0 has no finite gradient.
     base = q if isinstance(q.full, Radial) else Independent(q.full, q.event_dim)
     return hierarchical_kl_bound(base, p, kept=q.kept)
