@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_bnn import BNN, bayesianize, likelihoods, predict
+from pyro_bnn import BNN, likelihoods, predict
 from pyro_bnn.guides import AutoLRT
 from pyro_bnn.infer import TraceKL_ELBO
-from pyro_bnn.priors import HierarchicalNormal
 
 BATCH, DRAWS = 128, 50
 Probabilities = Callable[[Tensor], Tensor]
@@ -166,9 +165,8 @@ def _variational(
 
 
 def ours(problem: Problem, seconds: float, *, kl_weight: float = 1.0) -> Probabilities:
-    """The recipe of ``fit``, with priors whose scales are unknown."""
-    net = bayesianize(problem.network(), prior=HierarchicalNormal())
-    model = BNN(net, likelihoods.Categorical(), num_data=len(problem.x))
+    """The recipe of ``fit``."""
+    model = BNN(problem.network(), likelihoods.Categorical(), num_data=len(problem.x))
     guide = AutoLRT(model)
     elbo = TraceKL_ELBO()
     loss = elbo(model, guide)

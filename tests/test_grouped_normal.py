@@ -186,12 +186,27 @@ def test_few_images_train_to_more_than_a_constant_prediction():
 @pytest.mark.parametrize(
     "prior", [priors.Normal(learnable_scale="input"), priors.HierarchicalNormal(learnable_loc=True)]
 )
-def test_guides_pickle(prior):
+def test_guides_are_copied_and_pickled(prior):
     net = BayesianLinear(4, 3, prior=prior)
     guide = AutoLRT(net)
     guide(torch.ones(2, 4))
-    _, copied = pickle.loads(pickle.dumps((net, guide)))
-    torch.testing.assert_close(copied["weight"].loc, guide["weight"].loc)
+    pair = net, guide
+    for _, other in (copy.deepcopy(pair), pickle.loads(pickle.dumps(pair))):
+        torch.testing.assert_close(other["weight"].loc, guide["weight"].loc)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Linear(4, 3, bias=False),
+        nn.Sequential(nn.Conv2d(4, 3, 2, bias=False), nn.BatchNorm2d(3)),
+        nn.Sequential(nn.Linear(4, 3, bias=False), nn.PReLU()),
+    ],
+)
+def test_networks_without_biases_have_default_priors(net):
+    model = BNN(net, likelihoods.Normal())
+    assert isinstance(AutoLRT(model)[next(iter(AutoLRT(model)))], NormalPosterior)
+    assert [name for name, _ in model.net.named_parameters() if "scale_unconstrained" in name]
 
 
 def test_diagnosis_counts_weights_that_equal_a_learned_prior():

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._parameter_store import OwnParameters
+from ..distributions._parts import detached
 from ..estimators import Flipout
 from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
@@ -73,6 +74,8 @@ class Building:
         for name in list(trace.nodes):
             if name not in sites:  # these nodes hold the data
                 trace.remove_node(name)
+        for name in sites:  # what has a history can't be copied
+            trace.nodes[name]["fn"] = detached(sites[name]["fn"])
         if isinstance(self._pyro_context, OwnParameters):
             self._pyro_context.claim()
         self.prototype_trace = trace

@@ -21,17 +21,15 @@ from .._tensors import as_tensor
 from .._validation import is_count, nan_arguments
 from ..conversion import bayesianize
 from ..conversion._pyro_modules import join, make_pyro
-from ..conversion._weights import copied
+from ..conversion._weights import copied, select
 from ..priors import FanInNormal, Normal
 from ._likelihood import Likelihood, as_likelihood
 from ._rows import as_mask, as_weight, masked
 
 # What training reaches with them and with others is on the page of defaults. With scales that are
 # learned, a network that learns nothing costs nothing, so that few data can afford many weights.
-DEFAULT_PRIORS: dict[str, Any] = {
-    "prior": FanInNormal(2**0.5, learnable_scale="input"),
-    "bias_prior": Normal(0.0, 1.0, learnable_scale=True),
-}
+PRIOR = FanInNormal(2**0.5, learnable_scale="input")
+BIAS_PRIOR = Normal(0.0, 1.0, learnable_scale=True)
 
 
 class BNN(PyroModule):
@@ -175,11 +173,17 @@ def _bayesian(net: Any) -> nn.Module:
     if isinstance(net, PyroModule):
         return net
     if not any(vars(module).get("_pyro_samples") for module in net.modules()):
-        return bayesianize(net, **DEFAULT_PRIORS)
+        return bayesianize(net, **default_priors(net))
     net = copied(net)  # of some layers with priors, inside modules that Pyro does not know
     make_pyro(net, set())
     join(net)
     return net
+
+
+def default_priors(net: nn.Module) -> dict[str, Any]:
+    """Those of the weights and, if there are any, of the biases of a torch network."""
+    has_bias = any(weight.is_bias for weight in select(net, None))
+    return {"prior": PRIOR} | ({"bias_prior": BIAS_PRIOR} if has_bias else {})
 
 
 def _floating(module: nn.Module) -> Tensor | None:

@@ -20,7 +20,7 @@ from ..conversion._weights import copied
 from ..guides import AutoLRT, AutoPosterior
 from ..infer._samples import check_count
 from . import _rng
-from ._bnn import BNN, DEFAULT_PRIORS
+from ._bnn import BNN, default_priors
 from ._fit import fit
 from ._predict import predict
 from ._prediction import Prediction
@@ -79,7 +79,7 @@ class Estimator(BaseEstimator):
             torch.manual_seed(self.seed_)
             given = self._net(X.shape, num_outputs)
             is_bayesian = isinstance(given, PyroModule)
-            priors = DEFAULT_PRIORS if self.prior is None else {"prior": self.prior}
+            priors = default_priors(given) if self.prior is None else {"prior": self.prior}
             net = copied(given) if is_bayesian else bayesianize(given, **priors)
             # In double precision, no prediction depends on the rows beside it.
             self.model_ = BNN(net.double(), likelihood)

@@ -14,14 +14,14 @@ import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 
 from .._axes import Axes
 from .._tensors import has_values
 from .._validation import size_mismatch
+from ..distributions._parts import Path, children, replaced, tensors_of
 
 Rule = Callable[[torch.Size, int], Distribution]
-Path = tuple[str | int, ...]
 
 
 class Prior(PyroModule):
@@ -86,7 +86,7 @@ class Prior(PyroModule):
 
     def _register(self, learnable: tuple[str, ...], weight: Tensor) -> None:
         names: dict[int, str] = {}
-        for path, tensor in _tensors(self._template):
+        for path, tensor in tensors_of(self._template):
             name = names.setdefault(id(tensor), "_".join(map(str, path)).lstrip("_"))
             self._paths.setdefault(name, []).append(path)
             if len(self._paths[name]) > 1:
@@ -104,7 +104,7 @@ class Prior(PyroModule):
 
     def _rebuilt(self, values: dict[str, Tensor]) -> Distribution:
         by_path = {path: value for name, value in values.items() for path in self._paths[name]}
-        return _replaced(self._template, by_path)
+        return replaced(self._template, by_path)
 
     def _expanded(self, prior: Distribution) -> dist.TorchDistribution:
         event_dim = len(prior.event_shape)
@@ -200,7 +200,7 @@ def _problems(obj: Any) -> Iterator[str]:
                     f"a `scale` of {least if least < low else most:.3g}, whose square is no number "
                     f"of {value.dtype}: choose one between {low:.2g} and {high:.2g}, or float64"
                 )
-    for _, child in _children(obj):
+    for _, child in children(obj):
         yield from _problems(child)
 
 
@@ -217,33 +217,3 @@ def _check_shape(prior: Distribution, shape: torch.Size, name: str) -> None:
             f"broadcast to the shape {tuple(shape)} of the weight, with an event of the same "
             "size: give it that shape or a scalar one"
         )
-
-
-def _children(obj: Any) -> Iterator[tuple[str | int, Any]]:
-    if isinstance(obj, (list, tuple)):
-        yield from enumerate(obj)
-    elif isinstance(obj, (Distribution, Transform)):
-        # Transforms point back from their inverses, and keep their last value.
-        yield from ((k, v) for k, v in vars(obj).items() if k not in ("_inv", "_cached_x_y"))
-
-
-def _tensors(obj: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    for key, child in _children(obj):
-        if isinstance(child, Tensor):
-            yield (*path, key), child
-        else:
-            yield from _tensors(child, (*path, key))
-
-
-def _replaced(obj: Any, tensors: dict[Path, Tensor]) -> Any:
-    """A copy of ``obj`` with other tensors at the given paths."""
-    inside: dict[str | int, dict[Path, Tensor]] = {}
-    for (key, *rest), tensor in tensors.items():
-        inside.setdefault(key, {})[tuple(rest)] = tensor
-    old: Any = obj if isinstance(obj, (list, tuple)) else vars(obj)
-    new: Any = {k: t[()] if () in t else _replaced(old[k], t) for k, t in inside.items()}
-    if isinstance(obj, (list, tuple)):
-        return type(obj)(new.get(i, child) for i, child in enumerate(obj))
-    obj = copy.copy(obj)
-    vars(obj).update(new)
-    return obj
