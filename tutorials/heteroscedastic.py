@@ -14,7 +14,7 @@ from helpers import few, save, split, standardise, table, tensor
 from statsmodels.datasets import engel
 from torch import nn
 
-from pyro_bnn import BNN, bayesianize, evaluate, fit, likelihoods, plots, predict, priors
+from pyro_bnn import BNN, evaluate, fit, likelihoods, plots, predict
 from pyro_bnn.guides import AutoLRT
 
 torch.manual_seed(0)
@@ -23,15 +23,15 @@ income, food = tensor(households[["income"]]), tensor(households["foodexp"])
 (train_income, y), (test_income, test_y) = split(income, food, fraction=1 / 3)
 
 # %%
-# Inputs are standardised, and targets scaled to the order of 1. A prior with an unknown scale works
-# well for few data (:doc:`/defaults`). ``bayesianize`` turns each layer into a
-# :class:`~pyro_bnn.nn.BayesianLinear`. The two models differ in their likelihood and in the number
-# of outputs per row that it needs: one or two.
+# Inputs are standardised, and targets scaled to the order of 1. ``BNN`` turns each layer into a
+# :class:`~pyro_bnn.nn.BayesianLinear`. The scales of its priors are learned, which works well for
+# few data (:doc:`/defaults`). The two models differ in their likelihood and in the number of outputs
+# per row that it needs: one or two.
 
 
 def train(num_outputs: int, likelihood: likelihoods.Likelihood) -> tuple:
     net = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, num_outputs))
-    model = BNN(bayesianize(net, prior=priors.HierarchicalNormal("output")), likelihood)
+    model = BNN(net, likelihood)
     guide = AutoLRT(model)
     fit(model, guide, (standardise(train_income), y), epochs=few(1200, 3))
     return model, guide
@@ -61,6 +61,6 @@ for axis, (name, pair) in zip(axes, models.items(), strict=True):
     plots.predictive_band(grid, prediction, data=(test_income, test_y), ax=axis)
     axis.set_title(f"{name}: log density {rows[name]['log_density']:.2f} nats")
     axis.set(xlabel="income (1000 francs)", ylabel="spent on food (1000 francs)", xlim=(0.3, 3))
-axes[0].set_ylim(0, 2)
+axes[0].set_ylim(0, 2.2)
 axes[1].legend().remove()
 save(figure, "heteroscedastic")
