@@ -25,8 +25,8 @@ income, food = tensor(households[["income"]]), tensor(households["foodexp"])
 # %%
 # Inputs are standardised, and targets scaled to the order of 1. ``BNN`` turns each layer into a
 # :class:`~pyro_bnn.nn.BayesianLinear`. The scales of its priors are learned, which works well for
-# few data (:doc:`/defaults`). The two models differ in their likelihood and in the number of outputs
-# per row that it needs: one or two.
+# few data (:doc:`/defaults`). The two models differ in their likelihood and in the number of
+# outputs per row that it needs: one or two.
 
 
 def train(num_outputs: int, likelihood: likelihoods.Likelihood) -> tuple:
