@@ -19,7 +19,7 @@ import torch
 from helpers import fashion, few, save, table
 from torch import nn
 
-from pyro_bnn import BNN, bayesianize, evaluate, fit, likelihoods, predict
+from pyro_bnn import BNN, evaluate, fit, likelihoods, predict
 from pyro_bnn.guides import AutoReparameterization
 
 # %%
@@ -41,7 +41,7 @@ def build() -> tuple[BNN, AutoReparameterization]:
         *(nn.Conv2d(8, 16, 5), nn.MaxPool2d(2), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)),
     )
-    model = BNN(bayesianize(net), likelihoods.Categorical())
+    model = BNN(net, likelihoods.Categorical())
     return model, AutoReparameterization(model)
 
 
@@ -84,10 +84,10 @@ for name, file in (("one process", "one.pt"), ("two processes", "two.pt")):
 print(table(rows))
 
 # %%
-# Two processes reach each value of the ELBO sooner, if two cores are free: since each samples its
-# own weights, the gradient has less noise. How much shorter a step is depends on the network. A
-# small one, as here, spends much of it on calls and on waiting for the other process. The two
-# posteriors agree on which images are uncertain (right).
+# In as many steps, two processes reach a higher ELBO: since each samples its own weights, the
+# gradient has less noise. Their steps are shorter only if two cores are free, and how much depends
+# on the network. A small one, as here, spends much of a step on calls and on waiting for the other
+# process. The two posteriors agree on which images are uncertain (right).
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 for name, (seconds, bounds) in curves.items():
