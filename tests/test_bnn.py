@@ -61,6 +61,17 @@ def test_a_torch_network_is_converted_as_a_copy():
     assert [p.numel() for p in model.net.parameters()] == [3, 1, given[2].in_features, 1]
 
 
+def test_models_without_guides_keep_their_scales_apart():
+    models = [BNN(nn.Linear(n, 1), Normal(0.1)) for n in (3, 2, 3)]
+    for model, scale in zip(models, (0.1, 0.2, 0.3), strict=True):
+        model.net.weight_prior.scale = torch.full_like(model.net.weight_prior.scale, scale)
+    for _ in range(2):
+        for model, scale in zip(models, (0.1, 0.2, 0.3), strict=True):
+            trace = poutine.trace(model).get_trace(torch.ones(4, model.net.in_features))
+            variance = trace.nodes["net.weight"]["fn"].variance
+            torch.testing.assert_close(variance, torch.full_like(variance, scale**2))
+
+
 def test_a_bayesian_network_is_used_as_it_is():
     for given in (bayesian_mlp(3, 1), torch_mlp(3, 1), bayesianize(net(), where="last_layer")):
         assert BNN(given, Normal(0.1)).net is given
