@@ -119,7 +119,7 @@ def test_pruned_weights_do_not_count(kind):
 @pytest.mark.parametrize(("row", "variant"), VARIANTS)
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_groups_are_those_of_hierarchical_priors(row, variant, is_converted, learnable_scale):
-    rule = priors.Normal(0.0, 0.5, learnable_scale=learnable_scale)
+    rule = priors.Normal(0.3, 0.5, learnable_scale=learnable_scale)
     layer = make_layer(row, variant, rule, is_converted)
     other = make_layer(row, variant, priors.HierarchicalNormal(learnable_scale), is_converted)
     for name in layer._pyro_samples:
@@ -130,6 +130,7 @@ def test_groups_are_those_of_hierarchical_priors(row, variant, is_converted, lea
             assert p.scale.shape == p.group_shape
         else:
             assert p.base_dist.scale.shape == p.event_shape  # one scale, expanded
+        torch.testing.assert_close(p.mean, torch.full_like(p.mean, 0.3))
         torch.testing.assert_close(p.variance, torch.full_like(p.variance, 0.25))
 
 
@@ -186,8 +187,9 @@ def test_few_images_train_to_more_than_a_constant_prediction():
 @pytest.mark.parametrize(
     "prior", [priors.Normal(learnable_scale="input"), priors.HierarchicalNormal(learnable_loc=True)]
 )
-def test_guides_are_copied_and_pickled(prior):
-    net = BayesianLinear(4, 3, prior=prior)
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_guides_are_copied_and_pickled(prior, is_frozen):
+    net = BayesianLinear(4, 3, prior=prior).requires_grad_(not is_frozen)
     guide = AutoLRT(net)
     guide(torch.ones(2, 4))
     pair = net, guide

@@ -43,6 +43,5 @@ def replaced(obj: Any, tensors: dict[Path, Tensor]) -> Any:
 
 
 def detached(d: Distribution) -> Distribution:
-    """A distribution of the same tensors without a history."""
-    found = {path: tensor.detach() for path, tensor in tensors_of(d) if tensor.requires_grad}
-    return replaced(d, found) if found else d
+    """A distribution of the same values, without what Pyro or autograd attached to them."""
+    return replaced(d, {path: tensor.detach() for path, tensor in tensors_of(d)})

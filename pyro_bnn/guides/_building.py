@@ -74,7 +74,7 @@ class Building:
         for name in list(trace.nodes):
             if name not in sites:  # these nodes hold the data
                 trace.remove_node(name)
-        for name in sites:  # what has a history can't be copied
+        for name in sites:  # parameters with a history can't be copied, nor pickled
             trace.nodes[name]["fn"] = detached(sites[name]["fn"])
         if isinstance(self._pyro_context, OwnParameters):
             self._pyro_context.claim()

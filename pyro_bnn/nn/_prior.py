@@ -77,9 +77,7 @@ class Prior(PyroModule):
     def forward(self) -> dist.TorchDistribution:
         """The prior, with event shape that of the weight."""
         if self._pyro_params:
-            # Views, since Pyro's parameters have weak references, which do not pickle.
-            params = {name: getattr(self, name) for name in self._pyro_params}
-            values = {name: param.view(param.shape) for name, param in params.items()}
+            values = {name: getattr(self, name) for name in self._pyro_params}
             return self._expanded(self._rebuilt(values))
         assert self._bound is not None
         return self._bound
