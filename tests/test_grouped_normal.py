@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyro_bnn import BNN, bayesianize, fit, kernels, likelihoods, priors
 from pyro_bnn.distributions import GroupedNormal, NormalMixture, Radial, mixture_kl_bound
 from pyro_bnn.guides import AutoLRT
-from pyro_bnn.infer import diagnose, kl
+from pyro_bnn.infer import TraceKL_ELBO, diagnose, kl
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.posteriors import MixturePosterior, NormalPosterior, RadialPosterior
 
@@ -152,6 +152,32 @@ def test_learned_scales_are_those_of_the_posterior(groups):
     dims = {"tensor": (0, 1), "input": (0,), "output": (1,)}[groups]
     expected = squares.mean(dims, keepdim=True).expand(3, 4)
     torch.testing.assert_close(layer.weight_prior().variance, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("num_hidden", [7, 100])  # few entries, and more than a joint one has
+@pytest.mark.parametrize("groups", ["tensor", "input", "output"])
+def test_kl_of_networks_and_its_gradient(groups, num_hidden):
+    torch.manual_seed(0)
+    rule = {"prior": priors.Normal(0.2, 0.7, learnable_scale=groups)}
+    net = bayesianize(
+        nn.Sequential(nn.Linear(num_hidden, num_hidden), nn.Linear(num_hidden, 2)).double(), **rule
+    )
+    guide = AutoLRT(net, init_scale=0.4)
+    scales = [p for name, p in net.named_parameters() if "scale" in name]
+    leaves = [*guide.parameters(), *scales]
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.add_(0.3 * torch.randn_like(leaf))
+    x = torch.zeros(0, num_hidden).double()
+    found = TraceKL_ELBO().differentiable_loss(net, guide, x)
+    expected = torch.zeros(())
+    for name, q in ((name, guide[name].base()) for name in guide):
+        prior = net.get_submodule(f"{name}_prior")()
+        entries = prior.entries if isinstance(prior, GroupedNormal) else prior.base_dist
+        expected = expected + kl_divergence(q, entries).sum()
+    torch.testing.assert_close(found, expected)
+    both = [torch.autograd.grad(value, leaves) for value in (found, expected)]
+    torch.testing.assert_close(*both)
 
 
 def test_copies_and_checkpoints():

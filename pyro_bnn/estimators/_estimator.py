@@ -18,10 +18,11 @@ from torch.distributions import (
     register_kl,
 )
 
-from ..distributions import NormalMixture
+from ..distributions import GroupedNormal, NormalMixture
 from ..distributions._joint import is_normal, take
 from ..distributions._mixture_kl import summed_mixture_kl_bound
 from ..distributions._normal import innermost, normal_kl
+from ..kernels import MAX_SIZE
 from ._draw import Draw, SharedSample, draw, plain
 from ._importance import check_bound
 
@@ -164,7 +165,10 @@ def _of_one_weight(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
     """The distributions of the entries of one weight, if posterior and prior are just that."""
     if type(q) is not Estimated or q.batch_shape or q.event_shape != p.event_shape:
         return None
-    pair = q.base_dist, innermost(p)
+    base: Any = innermost(p)
+    if isinstance(base, GroupedNormal) and p.event_shape.numel() <= MAX_SIZE:
+        base = base.entries  # whose KL divergence is one operation with those of other weights
+    pair = q.base_dist, base
     return pair if all(d.batch_shape == q.event_shape for d in pair) else None
 
 

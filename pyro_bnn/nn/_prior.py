@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .._axes import Axes
+from .._parameters import read
 from .._tensors import has_values
 from .._validation import size_mismatch
 from ..distributions._parts import Path, children, replaced, tensors_of
@@ -77,7 +78,7 @@ class Prior(PyroModule):
     def forward(self) -> dist.TorchDistribution:
         """The prior, with event shape that of the weight."""
         if self._pyro_params:
-            values = {name: getattr(self, name) for name in self._pyro_params}
+            values = {name: read(self, name) for name in self._pyro_params}
             return self._expanded(self._rebuilt(values))
         assert self._bound is not None
         return self._bound

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import weakref
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
-from pyro.poutine.runtime import effectful
 from torch import Tensor
-from torch.distributions import transform_to
 
-from .._parameter_store import OwnParameters
+from .._parameters import read
 from .._tensors import has_values
 from ..estimators import Estimated, Estimator, Shared
 from ._pruned import Pruned
 from ._states import ChecksStates
 
 _SHARED = Shared()
-# Compared by type: copies and what is unpickled have constraints of their own.
-_REAL, _SOFTPLUS = type(constraints.real), type(constraints.softplus_positive)
 
 
 class Posterior(ChecksStates, PyroModule):
@@ -193,32 +187,8 @@ class Posterior(ChecksStates, PyroModule):
             self._pyro_params[name] = (constraint, (own or 0) + shift)
 
     def read(self, name: str) -> Tensor:
-        """A constrained parameter, as :meth:`base` takes it: Pyro's only where Pyro is at work."""
-        context = self._pyro_context
-        if context.active and not isinstance(context, OwnParameters):  # part of another module
-            return getattr(self, name)
-        constraint, event_dim = self._pyro_params[name]
-        raw: Any = self._parameters[name + "_unconstrained"]
-        if type(constraint) is _REAL:
-            value = raw
-        elif type(constraint) is _SOFTPLUS:
-            value = F.softplus(raw)  # its transform, without making and looking one up
-        else:
-            value = transform_to(constraint)(raw)
-        if not context.active:
-            return value
-        # An attribute would be looked up in the parameter store, where the context has just put it.
-        value.unconstrained = weakref.ref(raw)
-        full_name = self._pyro_get_fullname(name)
-        return _statement(
-            full_name, value, constraint=constraint, event_dim=event_dim, name=full_name
-        )
-
-
-@effectful(type="param")
-def _statement(name: str, value: Tensor, **kwargs: Any) -> Tensor:
-    """Pyro's statement of a parameter, with its value as the initial one."""
-    return value
+        """A constrained parameter, as :meth:`base` takes it."""
+        return read(self, name)
 
 
 def check_estimator(estimator: Any) -> None:
