@@ -23,14 +23,15 @@ from pyro_bnn.priors import FanInNormal, HierarchicalNormal, Normal
 
 
 def learned(groups: str) -> dict[str, Any]:
-    """Priors with scales that are learned; for each input they are the default of `BNN`."""
-    bias_prior = Normal(learnable_scale=True)
+    """Priors with scales that are learned; for each entry they are the default of `BNN`."""
+    bias_prior = Normal(learnable_scale="entry" if groups == "entry" else True)
     return {"prior": FanInNormal(2**0.5, learnable_scale=groups), "bias_prior": bias_prior}
 
 
 # Arguments of layers.
 PRIORS: dict[str, dict[str, Any]] = {
-    "learned": learned("input"),
+    "learned": learned("entry"),
+    "learned, input": learned("input"),
     "learned, output": learned("output"),
     "learned, tensor": learned("tensor"),
     "Normal": {"prior": Normal(0.0, 1.0)},

@@ -134,14 +134,14 @@ def test_groups_are_those_of_hierarchical_priors(row, variant, is_converted, lea
         torch.testing.assert_close(p.variance, torch.full_like(p.variance, 0.25))
 
 
-@pytest.mark.parametrize("groups", ["tensor", "input", "output"])
+@pytest.mark.parametrize("groups", ["tensor", "input", "output", "entry"])
 def test_learned_scales_are_those_of_the_posterior(groups):
     r"""At the optimum :math:`s_g^2` is the mean of :math:`(\mu - m)^2 + \sigma^2` in its group."""
     torch.manual_seed(0)
     rule = priors.FanInNormal(learnable_scale=groups)
     layer = BayesianLinear(4, 3, bias=False, prior=rule, dtype=torch.double)
     (parameter,) = layer.parameters()
-    assert parameter.shape == {"tensor": (), "input": (4,), "output": (3,)}[groups]
+    assert parameter.shape == {"tensor": (), "input": (4,), "output": (3,)}.get(groups, (3, 4))
     q = dist.Normal(torch.randn(3, 4).double(), 0.3).to_event(2)
     optimizer = torch.optim.Adam([parameter], 0.05)
     for _ in range(500):
@@ -149,13 +149,15 @@ def test_learned_scales_are_those_of_the_posterior(groups):
         kl_divergence(q, layer.weight_prior()).backward()
         optimizer.step()
     squares = q.mean.square() + q.variance
-    dims = {"tensor": (0, 1), "input": (0,), "output": (1,)}[groups]
-    expected = squares.mean(dims, keepdim=True).expand(3, 4)
+    if groups != "entry":
+        dims = {"tensor": (0, 1), "input": (0,), "output": (1,)}[groups]
+        squares = squares.mean(dims, keepdim=True)
+    expected = squares.expand(3, 4)
     torch.testing.assert_close(layer.weight_prior().variance, expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("num_hidden", [7, 100])  # few entries, and more than a joint one has
-@pytest.mark.parametrize("groups", ["tensor", "input", "output"])
+@pytest.mark.parametrize("groups", ["tensor", "input", "output", "entry"])
 def test_kl_of_networks_and_its_gradient(groups, num_hidden):
     torch.manual_seed(0)
     rule = {"prior": priors.Normal(0.2, 0.7, learnable_scale=groups)}
@@ -254,7 +256,7 @@ def test_bad_rules(rule):
 
 
 def test_laplace_has_one_scale():
-    with pytest.raises(ValueError, match=r"`learnable_scale` \(='input'\) must be True or False"):
+    with pytest.raises(ValueError, match=r"`learnable_scale` \(='input'\) must be True, False or"):
         priors.Laplace(learnable_scale="input")
 
 

@@ -29,8 +29,8 @@ from ._rows import as_mask, as_weight, masked
 
 # What training reaches with them and with others is on the page of defaults. With scales that are
 # learned, a network that learns nothing costs nothing, so that few data can afford many weights.
-PRIOR = FanInNormal(2**0.5, learnable_scale="input")
-BIAS_PRIOR = Normal(0.0, 1.0, learnable_scale=True)
+PRIOR = FanInNormal(2**0.5, learnable_scale="entry")
+BIAS_PRIOR = Normal(0.0, 1.0, learnable_scale="entry")
 
 
 class BNN(PyroModule):
@@ -47,9 +47,9 @@ class BNN(PyroModule):
         net: a network with random weights (of the layers of :mod:`pyro_bnn.nn`, or converted by
             :func:`~pyro_bnn.bayesianize`), which is used as it is; or a torch network, of which a
             copy is converted, with the priors that :doc:`train best </defaults>`: Normals whose
-            scales are learned with the posterior, one for each input of a weight and one for each
-            bias. MCMC learns no scales: convert the network with priors of known or
-            hierarchical scales for it. Read the one in use as ``model.net``.
+            scales are learned with the posterior, one for each weight and bias. MCMC learns no
+            scales: convert the network with priors of known or hierarchical scales for it. Read
+            the one in use as ``model.net``.
         likelihood: one of :mod:`pyro_bnn.likelihoods`, of which a copy is used
             (``model.likelihood``); or a function from outputs to a distribution, with the rows in
             its first dimension. It is called before the data plate, and may sample a noise.

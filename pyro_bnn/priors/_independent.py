@@ -20,16 +20,19 @@ class _Rule:
     learnable_scale: bool | str = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.learnable_scale not in (False, True, *GROUPS):
+        if self.learnable_scale not in (False, True, *GROUPS, "entry"):
             raise ValueError(
                 f"`learnable_scale` (={self.learnable_scale!r}) must be True, False, "
-                '"tensor", "input" or "output"'
+                '"tensor", "input", "output" or "entry"'
             )
 
     @property
     def learnable(self) -> tuple[str, ...]:
         """The parameters of the distribution that become parameters of the layer."""
         return ("scale",) if self.learnable_scale else ()
+
+    def _shaped(self, scale: float, shape: torch.Size) -> Any:
+        return torch.full(shape, scale) if self.learnable_scale == "entry" else scale
 
 
 class _NormalRule(_Rule):
@@ -66,8 +69,9 @@ class Normal(_LocationScale, _NormalRule):
         scale: the standard deviation :math:`\sigma`, positive.
         learnable_scale: make the scale a parameter, which is learned by maximizing the ELBO
             (empirical Bayes): one for the whole weight (True or ``"tensor"``), for each of its
-            inputs (``"input"``, automatic relevance determination, ARD), or for each of its outputs
-            (``"output"``). It starts at ``scale``.
+            inputs (``"input"``, automatic relevance determination, ARD), for each of its outputs
+            (``"output"``), or for each entry (``"entry"``, sparse Bayesian learning). It starts at
+            ``scale``.
 
     Raises:
         ValueError: if ``scale`` is not positive and finite, ``loc`` not finite, or
@@ -75,11 +79,13 @@ class Normal(_LocationScale, _NormalRule):
 
     References:
         MacKay (1996), "Bayesian methods for backpropagation networks"; Neal (1996), "Bayesian
-        learning for neural networks", section 4.3.
+        learning for neural networks", section 4.3; Tipping (2001), "Sparse Bayesian learning and
+        the relevance vector machine", JMLR 1; Kharitonov, Molchanov and Vetrov (2018), "Variational
+        dropout via empirical Bayes", arXiv:1811.00596.
     """
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
-        return dist.Normal(self.loc, self.scale, validate_args=False)
+        return dist.Normal(self.loc, self._shaped(self.scale, shape), validate_args=False)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Laplace(_LocationScale):
     Args:
         loc: the mean :math:`\mu`.
         scale: the scale :math:`b`, positive; the standard deviation is :math:`\sqrt2\,b`.
-        learnable_scale: True makes the scale, one for the whole weight, a parameter.
+        learnable_scale: True makes the scale, one for the whole weight, a parameter; ``"entry"``,
+            one for each entry.
 
     Raises:
         ValueError: as for :class:`Normal`; if ``learnable_scale`` is ``"input"`` or ``"output"``.
@@ -99,12 +106,12 @@ class Laplace(_LocationScale):
         super().__post_init__()
         if self.learnable_scale in ("input", "output"):
             raise ValueError(
-                f"`learnable_scale` (={self.learnable_scale!r}) must be True or False: a Laplace "
-                "prior has one scale for the whole weight, which Normal ones need not have"
+                f'`learnable_scale` (={self.learnable_scale!r}) must be True, False or "entry": '
+                "a Laplace prior has no scales for inputs or outputs, as Normal ones have"
             )
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
-        return dist.Laplace(self.loc, self.scale, validate_args=False)
+        return dist.Laplace(self.loc, self._shaped(self.scale, shape), validate_args=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class FanInNormal(_NormalRule):
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
         scale = self.gain / math.sqrt(max(1, fan_in))
-        return dist.Normal(0.0, scale, validate_args=False)
+        return dist.Normal(0.0, self._shaped(scale, shape), validate_args=False)
 
 
 @dataclass(frozen=True)
