@@ -197,7 +197,7 @@ def test_copies_and_checkpoints():
 
 
 def test_few_images_train_to_more_than_a_constant_prediction():
-    rows = 200
+    rows = 50
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x[:rows] / 16, dtype=torch.float), torch.tensor(y[:rows])
     net = nn.Sequential(
@@ -205,11 +205,11 @@ def test_few_images_train_to_more_than_a_constant_prediction():
     )
     model = BNN(net, likelihoods.Categorical())
     guide = AutoLRT(model)
-    fit(model, guide, (x, y), epochs=600, seed=0, progress=False)
+    fit(model, guide, (x, y), epochs=1200, seed=0, progress=False)
     found = diagnose(model, guide, (x, y))
     constant = -torch.special.entr(torch.bincount(y) / rows).sum().item()
     assert found.trivial == pytest.approx(constant * rows)
-    assert found.elbo > found.trivial
+    assert found.elbo > found.trivial + 0.3 * rows
 
 
 @pytest.mark.parametrize(
