@@ -21,7 +21,6 @@ from torch import nn
 
 from pyro_bnn import BNN, bayesianize, evaluate, fit, predict
 from pyro_bnn.compat import Standalone
-from pyro_bnn.distributions import GroupedNormal
 from pyro_bnn.guides import AutoLRT, AutoReparameterization
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
 from pyro_bnn.likelihoods import Bernoulli, Categorical, Normal, Poisson
@@ -54,11 +53,10 @@ def test_a_torch_network_is_converted_as_a_copy():
     assert not isinstance(given, PyroModule)
     assert len(list(given.parameters())) == 4
     assert list(AutoLRT(model)) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
-    prior = model.net[0].weight_prior()
-    assert isinstance(prior, GroupedNormal)
-    assert prior.group_shape.numel() == given[0].in_features
-    assert isinstance(model.net[0].bias_prior().base_dist, dist.Normal)
-    assert [p.numel() for p in model.net.parameters()] == [3, 1, given[2].in_features, 1]
+    for prior in (model.net[0].weight_prior(), model.net[0].bias_prior()):
+        assert isinstance(prior.base_dist, dist.Normal)
+    # A scale for each weight and bias.
+    assert [p.shape for p in model.net.parameters()] == [p.shape for p in given.parameters()]
 
 
 def test_models_without_guides_keep_their_scales_apart():

@@ -134,6 +134,19 @@ def test_groups_are_those_of_hierarchical_priors(row, variant, is_converted, lea
         torch.testing.assert_close(p.variance, torch.full_like(p.variance, 0.25))
 
 
+@pytest.mark.parametrize("is_converted", [False, True])
+@pytest.mark.parametrize(("row", "variant"), VARIANTS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_each_entry_has_a_scale(row, variant, is_converted):
+    layer = make_layer(row, variant, priors.Normal(0.3, 0.5, learnable_scale="entry"), is_converted)
+    for name in layer._pyro_samples:
+        prior = getattr(layer, name + "_prior")
+        assert prior.scale.shape == prior.shape
+        prior.scale = torch.rand(prior.shape) + 0.1
+        torch.testing.assert_close(prior().stddev, prior.scale)
+        torch.testing.assert_close(prior().mean, torch.full_like(prior.scale, 0.3))
+
+
 @pytest.mark.parametrize("groups", ["tensor", "input", "output", "entry"])
 def test_learned_scales_are_those_of_the_posterior(groups):
     r"""At the optimum :math:`s_g^2` is the mean of :math:`(\mu - m)^2 + \sigma^2` in its group."""

@@ -15,7 +15,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from pyro_bnn import bayesianize, likelihoods, priors
-from pyro_bnn.distributions import GroupedNormal
 from pyro_bnn.guides import AutoFlipout
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.sklearn import BNNClassifier, BNNRegressor
@@ -96,7 +95,9 @@ def test_default_network_by_size_of_data(kind):
         X, y = data(kind, rows)
         net = kind(num_steps=1).fit(X, y).model_.net
         assert [m.in_features for m in net if isinstance(m, BayesianLinear)] == sizes
-        assert isinstance(net[0].weight_prior(), GroupedNormal)
+        scale = net[0].weight_prior.scale  # learned, one for each weight
+        assert scale.requires_grad
+        assert scale.shape == (sizes[1], sizes[0])
     net = kind(num_steps=1, hidden_sizes=(7, 3)).fit(X, y).model_.net
     assert [m.in_features for m in net if isinstance(m, BayesianLinear)] == [2, 7, 3]
 
