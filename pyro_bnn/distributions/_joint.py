@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 import pyro.distributions as dist
@@ -40,8 +39,13 @@ class Joint:
     def split(self) -> list[Part]:
         """The Normal of each weight, to be asked for once, since what a draw needs goes once."""
         # Not kept, since a cycle would keep the vectors until the next garbage collection.
-        ends = accumulate(loc.numel() for loc in self.locs)
-        return [Part(self, i, end) for i, end in enumerate(ends)]
+        return [Part(self, i) for i in range(len(self.locs))]
+
+    @cached_property
+    def scales(self) -> tuple[Tensor, ...]:
+        """The standard deviations of the weights, each as a vector."""
+        with torch.enable_grad():  # kept, and may be asked for first where there is none
+            return self.normal.scale.split([loc.numel() for loc in self.locs])
 
 
 class Part(dist.Normal):
@@ -49,17 +53,16 @@ class Part(dist.Normal):
 
     joint: Joint | None = None
 
-    def __init__(self, joint: Joint, index: int, end: int) -> None:
+    def __init__(self, joint: Joint, index: int) -> None:
         self.loc = joint.locs[index]
-        self.joint, self.index, self._end, self._is_drawn = joint, index, end, False
+        self.joint, self.index, self._is_drawn = joint, index, False
         Distribution.__init__(self, self.loc.shape, validate_args=False)
 
     @cached_property
     def scale(self) -> Tensor:  # type: ignore[override]
         assert self.joint is not None
-        own = slice(self._end - self.loc.numel(), self._end)
-        with torch.enable_grad():  # it is kept, and may be asked for first where there is none
-            return self.joint.normal.scale[own].view(self.loc.shape)
+        with torch.enable_grad():
+            return self.joint.scales[self.index].view(self.loc.shape)
 
     def expand(self, batch_shape, _instance=None) -> dist.Normal:
         return trusted_normal(self.loc, self.scale).expand(batch_shape, _instance)
