@@ -84,10 +84,10 @@ for name, file in (("one process", "one.pt"), ("two processes", "two.pt")):
 print(table(rows))
 
 # %%
-# In as many steps, two processes reach a higher ELBO: since each samples its own weights, the
-# gradient has less noise. Their steps are shorter only if two cores are free, and how much depends
-# on the network. A small one, as here, spends much of a step on calls and on waiting for the other
-# process. The two posteriors agree on which images are uncertain (right).
+# In as many steps, both reach about the same ELBO. The steps of two processes are shorter only if
+# two cores are free, and how much depends on the network. A small one, as here, spends much of a
+# step on calls and on waiting for the other process. The two posteriors agree on which images are
+# uncertain (right).
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 for name, (seconds, bounds) in curves.items():
