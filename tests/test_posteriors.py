@@ -137,7 +137,7 @@ def test_copies_are_read_as_fast(copied, monkeypatch):
     posterior = copied(NormalPosterior(torch.zeros(2), 0.1))
     support = constraints.independent(constraints.real, 1)
     vector = copied(ConstrainedPosterior(torch.zeros(2), 0.1, support=support))
-    monkeypatch.delattr("pyro_bnn.posteriors._posterior.transform_to")  # which is looked up
+    monkeypatch.delattr("pyro_bnn._parameters.transform_to")  # which is looked up
     torch.testing.assert_close(posterior.base().stddev, torch.full((2,), 0.1))
     assert type(vector.distribution()) is type(posterior.distribution())  # no transformed one
 
