@@ -24,8 +24,10 @@ from pyro_bnn.priors import FanInNormal, HierarchicalNormal, Normal
 
 def learned(groups: str) -> dict[str, Any]:
     """Priors with scales that are learned; for each entry they are the default of `BNN`."""
-    bias_prior = Normal(learnable_scale="entry" if groups == "entry" else True)
-    return {"prior": FanInNormal(2**0.5, learnable_scale=groups), "bias_prior": bias_prior}
+    return {
+        "prior": FanInNormal(2**0.5, learnable_scale=groups),
+        "bias_prior": Normal(learnable_scale=groups),  # one, unless each entry has its own
+    }
 
 
 # Arguments of layers.

@@ -269,7 +269,8 @@ def test_bad_rules(rule):
 
 
 def test_laplace_has_one_scale():
-    with pytest.raises(ValueError, match=r"`learnable_scale` \(='input'\) must be True, False or"):
+    message = r"`learnable_scale` \(='input'\) must be True, False or \"entry\""
+    with pytest.raises(ValueError, match=message):
         priors.Laplace(learnable_scale="input")
 
 
