@@ -48,6 +48,7 @@ soak: .venv/test.stamp  ## train, build and drop models, and call from threads f
 bench: .venv/bench.stamp  ## measure speed and memory against peers, and the candidates for the defaults
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/priors.py
 	$(BIN)/python benchmarks/predictive.py
 	$(BIN)/python benchmarks/mean_field.py
 	$(BIN)/python benchmarks/moments.py

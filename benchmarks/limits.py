@@ -3,10 +3,10 @@
     python benchmarks/limits.py
 
 A step with random weights is that of the deterministic network and, for each weight, Adam for a
-second parameter, a softplus with its backward, and the logarithms of a divergence; the shared draw
-and flipout need a normal variable for each weight, LRT one for each output; flipout and LRT need
-all products twice. The sum of these parts, each alone and with its data in the cache, is a lower
-limit of what torch's operations can do.
+second parameter, a softplus with its backward, and the logarithms of a KL divergence; the shared
+draw and flipout need a normal variable for each weight, LRT one for each output; flipout and LRT
+need all products twice. The sum of these parts, each alone and with its data in the cache, is a
+lower limit of what torch's operations can do.
 
 Then come the phases of a step, in the standalone form and in Pyro.
 """
@@ -106,7 +106,7 @@ def phases(workload: Workload, guide: str, runs: int) -> Phases:
         optimizer.zero_grad()
         with phase("scales, and draws of small weights"):
             made = distributions(site.posterior for site in model._sites)
-        with phase("divergences"):
+        with phase("KL divergences"):
             kl = model._kl_before_draws(made)
         with phase("draws of large weights"):
             twins = model._twin()

@@ -82,7 +82,7 @@ def random(net: nn.Module) -> nn.Module:
 
 
 class Network(nn.Module):
-    """A network, and a function of it for the divergence."""
+    """A network, and a function of it for the KL divergence."""
 
     def __init__(self, net: nn.Module, kl: Callable[[], Any] = lambda: 0.0) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def layers_of_ours(posterior: str, net: nn.Module) -> nn.Module:
 
 
 class _Output(nn.Module):
-    """Passes on what a layer of bayesian-torch returns, but for the divergence, which it keeps."""
+    """The output of a layer of bayesian-torch; keeps the KL divergence that comes with it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Output(nn.Module):
 
 
 def bayesian_torch(posterior: str, net: nn.Module) -> nn.Module:
-    """As its layers come, which return their divergences."""
+    """As its layers come, which return their KL divergences."""
     layers = _variational(importlib.import_module("bayesian_torch.layers"), posterior)
     wrapped = {k: lambda layer, make=make: _Output(make(layer)) for k, make in layers.items()}
     net = substituted(net, wrapped)

@@ -153,7 +153,7 @@ def ivon(problem: Problem, seconds: float) -> Probabilities:
 def _variational(
     convert: Callable[[nn.Module], nn.Module], problem: Problem, seconds: float
 ) -> Probabilities:
-    """Of a library whose layers tell their divergences."""
+    """Of a library whose layers tell their KL divergences."""
     net = convert(problem.network())
 
     def loss(x: Tensor, y: Tensor) -> Any:

@@ -30,7 +30,7 @@ def train(
     fused: bool | None = None,
     compiled: bool = False,
 ) -> Step:
-    """With a network that returns its output and the divergence."""
+    """With a network that returns its output and the KL divergence."""
     if compiled and device == "cpu":
         raise NotMeasuredError("needs a GPU")
     x, y = workload.data(device)

@@ -22,7 +22,10 @@ from torch.distributions import kl_divergence
 from pyro_bnn import bayesianize, priors
 from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import HierarchicalNormal, NormalMixture, Radial
+from pyro_bnn.estimators import Shared
+from pyro_bnn.estimators._estimator import Estimated, small_pair
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
+from pyro_bnn.infer._kl import joint_kl, total_kl
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.posteriors import MixturePosterior, NormalPosterior, RadialPosterior
 
@@ -372,6 +375,52 @@ def test_gradients_of_the_bound(group_dims, is_radial):
     torch.testing.assert_close(bound(*learned), bound(*inputs))
     mapped = torch.vmap(bound, in_dims=(0, None, None))(torch.stack([inputs[0]] * 2), *inputs[1:])
     torch.testing.assert_close(mapped, bound(*inputs).expand(2))
+
+
+@pytest.mark.parametrize("is_first_normal", [False, True])
+@pytest.mark.parametrize("prior_loc", [0.0, 0.4])
+def test_several_weights_in_one_operation(prior_loc, is_first_normal):
+    torch.manual_seed(0)
+    fixed = double(prior_loc)[0]
+    mean = double(prior_loc)[0].requires_grad_(prior_loc != 0)
+    hierarchical = [
+        HierarchicalNormal((4, 3), *double(0.7, 0.2), mean, group_dims=(1,)),
+        HierarchicalNormal((2, 3), *double(0.5, 0.01), mean),
+        HierarchicalNormal((4, 3), *double(2, 3), mean, group_dims=(0, 2), view=(2, 2, 3)),
+    ]
+    known = dist.Normal(fixed, double(1.5)[0]).expand((5,)).to_event(1)
+    each_known = dist.Normal(fixed, torch.rand(2).double() + 0.5).to_event(1)
+    ps = [known, *hierarchical, each_known] if is_first_normal else [*hierarchical, each_known]
+    locs = [torch.randn(p.event_shape).double().requires_grad_() for p in ps]
+    scales = [(torch.rand(p.event_shape) + 0.1).double().requires_grad_() for p in ps]
+    inputs = [*locs, *scales, *([mean] if mean.requires_grad else [])]
+
+    def joint(*_):
+        pairs = zip(locs, scales, ps, strict=True)
+        sites = [(Estimated(dist.Normal(a, b), a.dim(), Shared()), p) for a, b, p in pairs]
+        pairs = [small_pair(*site) for site in sites]
+        assert all(pair is not None for pair in pairs)
+        kls = joint_kl(pairs)
+        assert len(kls) == 2  # the last is of a prior whose entries differ
+        torch.testing.assert_close(total_kl(sites), sum(kls))
+        return sum(kls)
+
+    expected = sum(kl_divergence(normal(a, b), p) for a, b, p in zip(locs, scales, ps, strict=True))
+    torch.testing.assert_close(joint(), expected)
+    grads = torch.autograd.grad(expected, inputs)
+    torch.testing.assert_close(torch.autograd.grad(joint(), inputs), grads)
+    check_gradients_with_graph(joint, inputs)
+    assert torch.autograd.gradgradcheck(joint, inputs)
+
+
+def test_float32_is_exact_for_several_weights():
+    # The entries of a group are alike, so that single precision would round all to the same side.
+    ps = [HierarchicalNormal((8192,), rate=1e-4) for _ in range(40)]
+    qs = [dist.Normal(torch.full((8192,), 0.1), torch.full((8192,), 0.0137)) for _ in ps]
+    (found,) = joint_kl(zip(qs, ps, strict=True))
+    exact = dist.Normal(qs[0].loc.double(), qs[0].scale.double()).to_event(1)
+    expected = 40 * kl_divergence(exact, HierarchicalNormal((8192,), *double(0.5, 1e-4)))
+    torch.testing.assert_close(found.double(), expected, rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("group_dims", [(), (0,), (1,)])

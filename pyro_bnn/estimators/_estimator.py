@@ -18,11 +18,12 @@ from torch.distributions import (
     register_kl,
 )
 
-from ..distributions import GroupedNormal, NormalMixture
+from ..distributions import GroupedNormal, HierarchicalNormal, NormalMixture
 from ..distributions._joint import is_normal, take
+from ..distributions._joint_grouped import is_joinable
 from ..distributions._mixture_kl import summed_mixture_kl_bound
 from ..distributions._normal import innermost, normal_kl
-from ..kernels import MAX_SIZE
+from ..kernels import MAX_SIZE, are_enabled
 from ._draw import Draw, SharedSample, draw, plain
 from ._importance import check_bound
 
@@ -155,21 +156,25 @@ def one_weight(value: Tensor) -> Tensor:
     return plain(value)
 
 
-def normals(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
-    """The Normals of a posterior over one weight and of its prior, if that is what they are."""
+def small_pair(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
+    """The Normal of a small weight and its prior, if ``joint_kl`` takes their KL divergence."""
     pair = _of_one_weight(q, p)
-    return pair if pair is not None and all(map(is_normal, pair)) else None
+    if pair is None or not is_normal(pair[0]) or not are_enabled():
+        return None
+    is_small = pair[0].loc.numel() <= MAX_SIZE
+    return pair if is_small and (is_normal(pair[1]) or is_joinable(pair[1])) else None
 
 
 def _of_one_weight(q: Distribution, p: Distribution) -> tuple[Any, Any] | None:
-    """The distributions of the entries of one weight, if posterior and prior are just that."""
+    """Posterior and prior of one weight without what says that it is one event."""
     if type(q) is not Estimated or q.batch_shape or q.event_shape != p.event_shape:
         return None
     base: Any = innermost(p)
     if isinstance(base, GroupedNormal) and p.event_shape.numel() <= MAX_SIZE:
         base = base.entries  # whose KL divergence is one operation with those of other weights
-    pair = q.base_dist, base
-    return pair if all(d.batch_shape == q.event_shape for d in pair) else None
+    if base.batch_shape != q.event_shape and not isinstance(base, HierarchicalNormal):
+        return None
+    return (q.base_dist, base) if q.base_dist.batch_shape == q.event_shape else None
 
 
 @register_kl(Estimated, Independent)

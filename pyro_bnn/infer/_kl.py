@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from ..distributions._bounds import is_bound
-from ..distributions._joint import as_one, joint_of
+from ..distributions._joint import as_one, is_normal, joint_of
+from ..distributions._joint_grouped import is_joinable, joint_grouped_kl
 from ..distributions._normal import normal_kl
-from ..estimators._estimator import normals
-from ..kernels import MAX_SIZE, are_enabled
+from ..estimators._estimator import small_pair
 
 
 class KL(NamedTuple):
@@ -86,31 +86,34 @@ def total_kl(sites: Iterable[tuple[Distribution, Distribution]]) -> Tensor:
     """
     small, terms = [], []
     for q, p in sites:
-        pair = normals(q, p)
+        pair = small_pair(q, p)
         if pair is None:
             # Without a test whether there is one, so that it compiles.
             terms.append(kl_divergence(q, p).sum())
-        elif is_small(pair):
-            small.append(pair)
         else:
-            terms.append(normal_kl(*pair))
+            small.append(pair)
     return add_up([*terms, *joint_kl(small)])
 
 
-def is_small(pair: tuple[Any, Any]) -> bool:
-    """Whether a pair of Normals is one for :func:`joint_kl`."""
-    return pair[0].loc.numel() <= MAX_SIZE and are_enabled()
-
-
 def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
-    """The KL divergences of all pairs of Normals, in one operation for each dtype and device.
+    """The KL divergences of all pairs of small weights, of each kind in one operation.
 
     In networks of many layers, what costs time is to call operations.
     """
-    groups: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
+    by_joint: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
     for q, p in pairs:
-        groups[q.loc.dtype, q.loc.device, joint_of(q)].append((q, p))
-    return [normal_kl(*map(as_one, zip(*g, strict=True))) for g in groups.values()]
+        by_joint[q.loc.dtype, q.loc.device, joint_of(q)].append((q, p))
+    kls = []
+    for group in by_joint.values():
+        is_grouped = not all(is_normal(p) for _, p in group)
+        by_kind: dict[bool, list[tuple[Any, Any]]] = defaultdict(list)
+        for q, p in group:
+            by_kind[is_grouped and is_joinable(p)].append((q, p))
+        for joins_groups, part in by_kind.items():
+            qs, ps = zip(*part, strict=True)
+            q = as_one(qs)
+            kls.append(joint_grouped_kl(q, ps) if joins_groups else normal_kl(q, as_one(ps)))
+    return kls
 
 
 def add_up(kls: Iterable[Tensor]) -> Tensor:

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
-from ..distributions._normal import normal_kl
-from ..estimators._estimator import Estimated, normals
+from ..estimators._estimator import Estimated, small_pair
 from ._data import check_data
 from ._finite import check_finite, check_leaves
-from ._kl import add_up, analytic_kl, is_small, joint_kl
+from ._kl import add_up, analytic_kl, joint_kl
 from ._particles import check_particles
 
 Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
@@ -180,14 +179,11 @@ def _fill_in_kls(sites: list[tuple[Site, Site]]) -> None:
         # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
         if not alike or not q.has_rsample or isinstance(q, Delta):
             continue
-        pair = normals(q, p)
-        if pair is None:
-            kl = analytic_kl(q, p)
-        elif is_small(pair) and mask is None and isinstance(scale, (int, float)):
+        pair = small_pair(q, p)
+        if pair is not None and mask is None and isinstance(scale, (int, float)):
             small[scale].append((model_site, guide_site, pair))
             continue
-        else:
-            kl = normal_kl(*pair)
+        kl = analytic_kl(q, p)
         if kl is not None:
             log_prob = -scale_and_mask(kl.expand(q.batch_shape), scale, mask)
             _fill_in(model_site, guide_site, log_prob, torch.zeros_like(log_prob))

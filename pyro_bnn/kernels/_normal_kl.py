@@ -92,8 +92,8 @@ class _GaussianKL(Function):
             by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
         if wants_prior_scale:
             # The terms depend on (loc - prior_loc) / prior_scale and on scale / prior_scale alone.
-            terms = (loc - prior_loc) * by_loc + scale * by_scale
-            by_prior_scale = -(terms / prior_scale).sum_to_size(prior_scale.shape)
+            terms = (centered(loc, prior_loc) * by_loc).addcmul_(scale, by_scale)
+            by_prior_scale = terms.div_(prior_scale).neg_().sum_to_size(prior_scale.shape)
         return by_loc, by_scale, by_prior_loc, by_prior_scale, None, None
 
 
@@ -127,4 +127,4 @@ def _is(x: Tensor, value: float) -> bool:
 
 def unexpanded(x: Tensor) -> Tensor:
     """``x`` as a scalar, if it is one that has been expanded."""
-    return x.as_strided((), ()) if x.numel() > 1 and not any(x.stride()) else x
+    return x.as_strided((), ()) if x.numel() and not any(x.stride()) else x
