@@ -94,7 +94,7 @@ def _form(p: Any) -> Form:
     return p._view, p._group_dims, c, b, 0.0, constant
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _layout(forms: tuple[Form, ...]) -> tuple[Any, ...]:
     """The group of each entry; `c`, `b` and `t` of each group; and the sum of all constants."""
     groups = [math.prod(view[d] for d in dims) for view, dims, *_ in forms]
