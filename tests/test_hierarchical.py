@@ -24,6 +24,7 @@ from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import HierarchicalNormal, NormalMixture, Radial
 from pyro_bnn.estimators import Shared
 from pyro_bnn.estimators._estimator import Estimated, small_pair
+from pyro_bnn.guides import AutoLRT
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
 from pyro_bnn.infer._kl import joint_kl, total_kl
 from pyro_bnn.nn import BayesianLinear
@@ -387,6 +388,7 @@ def test_several_weights_in_one_operation(prior_loc, is_first_normal):
         HierarchicalNormal((4, 3), *double(0.7, 0.2), mean, group_dims=(1,)),
         HierarchicalNormal((2, 3), *double(0.5, 0.01), mean),
         HierarchicalNormal((4, 3), *double(2, 3), mean, group_dims=(0, 2), view=(2, 2, 3)),
+        HierarchicalNormal((2, 3), *double(1, 1), fixed + torch.arange(3).double()),
     ]
     known = dist.Normal(fixed, double(1.5)[0]).expand((5,)).to_event(1)
     each_known = dist.Normal(fixed, torch.rand(2).double() + 0.5).to_event(1)
@@ -525,6 +527,18 @@ def test_buffers_and_copies():
     target = BayesianLinear(4, 3, prior=priors.HierarchicalNormal("input"))
     target.load_state_dict(layer.state_dict())
     torch.testing.assert_close(target.weight_prior().log_prob(w), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@GROUPS
+def test_other_dtypes(groups, dtype):
+    layer = BayesianLinear(3, 4, prior=priors.HierarchicalNormal(groups)).to(dtype)
+    x = torch.ones(5, 3, dtype=dtype)
+    assert layer(x).dtype == dtype
+    output, kl = Standalone(layer, AutoLRT(layer))(x)
+    assert output.dtype == dtype
+    kl.backward()
+    assert kl.isfinite()
 
 
 def test_a_learned_mean_takes_any_sign():

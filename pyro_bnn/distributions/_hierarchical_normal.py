@@ -104,8 +104,10 @@ class HierarchicalNormal(Grouped):
         return torch.where(a > 0.5, variance, math.nan).expand(self._extended_shape())
 
     def group_scale(self, batch_shape: torch.Size) -> Tensor:
-        gamma = torch.distributions.Gamma(self.concentration, self.rate, validate_args=False)
-        return gamma.rsample(batch_shape + self.group_shape).rsqrt()
+        dtype = torch.promote_types(self.rate.dtype, torch.float)  # torch draws in no lower one
+        a, b = self.concentration.to(dtype), self.rate.to(dtype)
+        gamma = torch.distributions.Gamma(a, b, validate_args=False)
+        return gamma.rsample(batch_shape + self.group_shape).rsqrt().to(self.rate.dtype)
 
     def expected_log_density(self, half: Tensor, size: int | Tensor) -> Tensor:
         a, b, half = (in_double(t) for t in (self.concentration, self.rate, half))

@@ -14,6 +14,7 @@ from ..kernels import (
     HALF_LOG_2_PI,
     flatten,
     in_double,
+    is_number,
     is_plain,
     location_scale_bound,
     number,
@@ -62,7 +63,7 @@ class _Several(Grouped):
         form = _layout(tuple(map(_form, priors)))
         self._index, self._c, self._b, self._t, self._constant = form
         self.loc = unexpanded(priors[0].loc)
-        if any(p.loc.requires_grad or number(unexpanded(p.loc)) for p in priors):
+        if not all(is_number(unexpanded(p.loc), 0) for p in priors):
             self.loc = flatten([p.loc.expand(p.shape()) for p in priors])
 
     @property

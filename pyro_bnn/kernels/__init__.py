@@ -6,7 +6,7 @@
 from ._hierarchical_kl import location_scale_bound
 from ._joint import MAX_SIZE, flatten, joint
 from ._mixture_kl import mixture_bound, summed_mixture_bound
-from ._normal_kl import entry_kl, gaussian_kl, unexpanded
+from ._normal_kl import entry_kl, gaussian_kl, is_number, unexpanded
 from ._output_noise import square, with_noise
 from ._signs import random_signs, random_words
 from ._sums import HALF_LOG_2_PI, exact_sum, in_double, log_sum, number
@@ -22,6 +22,7 @@ __all__ = [
     "flatten",
     "gaussian_kl",
     "in_double",
+    "is_number",
     "is_plain",
     "joint",
     "location_scale_bound",

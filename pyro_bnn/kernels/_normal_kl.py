@@ -125,15 +125,15 @@ def _half_excess(ratio: Tensor) -> Tensor:
 
 def centered(loc: Tensor, prior_loc: Tensor) -> Tensor:
     """``loc - prior_loc``, which most often is ``loc``."""
-    return loc if _is(prior_loc, 0) else loc - prior_loc
+    return loc if is_number(prior_loc, 0) else loc - prior_loc
 
 
 def _in_units(x: Tensor, prior_scale: Tensor) -> Tensor:
     """``x / prior_scale``, which most often is ``x``."""
-    return x if _is(prior_scale, 1) else x / prior_scale
+    return x if is_number(prior_scale, 1) else x / prior_scale
 
 
-def _is(x: Tensor, value: float) -> bool:
+def is_number(x: Tensor, value: float) -> bool:
     """Whether ``x`` is that number, where to know it waits for nothing and no gradient needs it."""
     is_known = not x.dim() and x.is_cpu and not x.requires_grad and not is_transformed()
     return is_known and x.item() == value
