@@ -392,7 +392,12 @@ def test_several_weights_in_one_operation(prior_loc, is_first_normal):
     ]
     known = dist.Normal(fixed, double(1.5)[0]).expand((5,)).to_event(1)
     each_known = dist.Normal(fixed, torch.rand(2).double() + 0.5).to_event(1)
-    ps = [known, *hierarchical, each_known] if is_first_normal else [*hierarchical, each_known]
+    known_entry = dist.Normal(fixed, double(0.7)[0]).expand((1,)).to_event(1)
+    ps = (
+        [known, *hierarchical, known_entry, each_known]
+        if is_first_normal
+        else [*hierarchical, each_known]
+    )
     locs = [torch.randn(p.event_shape).double().requires_grad_() for p in ps]
     scales = [(torch.rand(p.event_shape) + 0.1).double().requires_grad_() for p in ps]
     inputs = [*locs, *scales, *([mean] if mean.requires_grad else [])]

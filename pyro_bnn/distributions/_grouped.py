@@ -120,10 +120,8 @@ class Grouped(TorchDistribution):
 
     def spread(self, x: Tensor) -> Tensor:
         """The value of its group for each entry."""
-        batch = x.dim() - len(self._group_dims)
-        ones = [size if d in self._group_dims else 1 for d, size in enumerate(self._view)]
-        x = x.reshape(x.shape[:batch] + torch.Size(ones))
-        return x.expand(x.shape[:batch] + self._view).reshape(x.shape[:batch] + self.event_shape)
+        x = spread(x, self._view, self._group_dims)
+        return x.reshape(x.shape[: x.dim() - len(self._view)] + self.event_shape)
 
     def sum_groups(self, x: Tensor) -> Tensor:
         """The sum over groups."""
@@ -156,6 +154,13 @@ class Grouped(TorchDistribution):
             half: shape ``group_shape``, or a number if there is one group.
         """
         raise NotImplementedError
+
+
+def spread(x: Tensor, view: torch.Size, dims: tuple[int, ...]) -> Tensor:
+    """Values of groups, which ``dims`` of the shape ``view`` tell apart, for each entry of it."""
+    batch = x.shape[: x.dim() - len(dims)]
+    ones = [size if d in dims else 1 for d, size in enumerate(view)]
+    return x.reshape(batch + torch.Size(ones)).expand(batch + view)
 
 
 def _tensors(*values: Tensor | float) -> tuple[Tensor, ...]:

@@ -117,14 +117,23 @@ class HierarchicalNormal(Grouped):
 
     def density_and_precision(self, half: Any) -> tuple[Any, Any]:
         a, b = number(self.concentration), number(self.rate)
-        size = self.group_size
         if isinstance(half, Tensor) and not isinstance(a, float):
-            density = self.expected_log_density(half.reshape(self.group_shape), size)
-            return density, (a + 0.5 * size) / (b + half)
-        c = a + 0.5 * size
-        constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * HALF_LOG_2_PI
+            density = self.expected_log_density(half.reshape(self.group_shape), self.group_size)
+            return density, (a + 0.5 * self.group_size) / (b + half)
+        c, b, constant = self._constants()
         if not isinstance(half, Tensor):
             return constant - c * math.log(b + half), c / (b + half)
         variance = in_double(half) + b
         total = variance.log().sum().item()
         return self.group_shape.numel() * constant - c * total, variance.reciprocal_().mul_(c)
+
+    def _constants(self) -> tuple[float, float, float]:
+        """What the log density of a group is made of, besides its sum of squares.
+
+        Returns:
+            :math:`c`, :math:`b` and all that does not depend on the weights.
+        """
+        size, a, b = self.group_size, self.concentration.item(), self.rate.item()
+        c = a + 0.5 * size
+        constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * HALF_LOG_2_PI
+        return c, b, constant

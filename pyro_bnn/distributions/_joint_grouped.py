@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from ..kernels import (
     HALF_LOG_2_PI,
@@ -20,7 +21,7 @@ from ..kernels import (
     number,
     unexpanded,
 )
-from ._grouped import Grouped
+from ._grouped import Grouped, spread
 from ._hierarchical_normal import HierarchicalNormal
 from ._joint import is_normal
 
@@ -28,13 +29,16 @@ Form = tuple[torch.Size, tuple[int, ...], float, float, float, float]
 
 
 def is_joinable(p: Any) -> bool:
-    """Whether :func:`joint_grouped_kl` takes a prior: its parameters are numbers, but for means."""
-    if is_normal(p):
-        known = unexpanded(p.loc), unexpanded(p.scale)
-        return not any(t.dim() or t.requires_grad or not t.is_cpu for t in known)
+    """Whether :func:`joint_grouped_kl` takes a hierarchical prior: it is of numbers, but means."""
     if type(p) is not HierarchicalNormal or not p.event_shape.numel() or is_plain():
         return False
     return not any(t.requires_grad or not t.is_cpu for t in (p.concentration, p.rate))
+
+
+def is_alike(p: Normal) -> bool:
+    """Whether all entries of a Normal prior are of the same known numbers."""
+    parameters = unexpanded(p.loc), unexpanded(p.scale)
+    return not any(t.dim() or t.requires_grad or not t.is_cpu for t in parameters)
 
 
 def joint_grouped_kl(q: Any, priors: Sequence[Any]) -> Tensor:
@@ -89,9 +93,7 @@ def _form(p: Any) -> Form:
     if is_normal(p):
         size, scale = p.batch_shape.numel(), number(unexpanded(p.scale))
         return p.batch_shape, (), 0.0, 1.0, scale**-2, -size * (math.log(scale) + HALF_LOG_2_PI)
-    size, a, b = p.group_size, number(p.concentration), number(p.rate)
-    c = a + 0.5 * size
-    constant = math.lgamma(c) - math.lgamma(a) + a * math.log(b) - size * HALF_LOG_2_PI
+    c, b, constant = p._constants()
     return p._view, p._group_dims, c, b, 0.0, constant
 
 
@@ -100,13 +102,8 @@ def _layout(forms: tuple[Form, ...]) -> tuple[Any, ...]:
     """The group of each entry; `c`, `b` and `t` of each group; and the sum of all constants."""
     groups = [math.prod(view[d] for d in dims) for view, dims, *_ in forms]
     numbers = torch.arange(sum(groups)).split(groups)
-    index = torch.cat([_by_entry(*pair) for pair in zip(numbers, forms, strict=True)])
+    by_weight = [spread(n, view, dims) for n, (view, dims, *_) in zip(numbers, forms, strict=True)]
+    index = torch.cat([numbers.reshape(-1) for numbers in by_weight])
     values = torch.tensor([form[2:] for form in forms], dtype=torch.float64)
     c, b, t, constant = values.repeat_interleave(torch.tensor(groups), 0).T.contiguous()
     return index, c, b, t, constant.sum().item()
-
-
-def _by_entry(numbers: Tensor, form: Form) -> Tensor:
-    view, dims, *_ = form
-    ones = [size if d in dims else 1 for d, size in enumerate(view)]
-    return numbers.view(ones).expand(view).reshape(-1)

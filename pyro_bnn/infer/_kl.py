@@ -13,7 +13,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from ..distributions._bounds import is_bound
 from ..distributions._joint import as_one, is_normal, joint_of
-from ..distributions._joint_grouped import is_joinable, joint_grouped_kl
+from ..distributions._joint_grouped import is_alike, joint_grouped_kl
 from ..distributions._normal import normal_kl
 from ..estimators._estimator import small_pair
 
@@ -108,7 +108,7 @@ def joint_kl(pairs: Iterable[tuple[Any, Any]]) -> list[Tensor]:
         is_grouped = not all(is_normal(p) for _, p in group)
         by_kind: dict[bool, list[tuple[Any, Any]]] = defaultdict(list)
         for q, p in group:
-            by_kind[is_grouped and is_joinable(p)].append((q, p))
+            by_kind[is_grouped and (not is_normal(p) or is_alike(p))].append((q, p))
         for joins_groups, part in by_kind.items():
             qs, ps = zip(*part, strict=True)
             q = as_one(qs)
