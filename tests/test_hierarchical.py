@@ -19,9 +19,10 @@ from scipy.integrate import quad
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_bnn import bayesianize, priors
+from pyro_bnn import bayesianize, kernels, priors
 from pyro_bnn.compat import Standalone
 from pyro_bnn.distributions import HierarchicalNormal, NormalMixture, Radial
+from pyro_bnn.distributions._joint_grouped import is_alike
 from pyro_bnn.estimators import Shared
 from pyro_bnn.estimators._estimator import Estimated, small_pair
 from pyro_bnn.guides import AutoLRT
@@ -418,6 +419,35 @@ def test_several_weights_in_one_operation(prior_loc, is_first_normal):
     torch.testing.assert_close(torch.autograd.grad(joint(), inputs), grads)
     check_gradients_with_graph(joint, inputs)
     assert torch.autograd.gradgradcheck(joint, inputs)
+
+
+def test_which_weights_are_joined():
+    q = Estimated(dist.Normal(torch.zeros(5), 0.1 * torch.ones(5)), 1, Shared())
+    learned = torch.tensor(0.5, requires_grad=True)
+    assert small_pair(q, HierarchicalNormal((5,))) is not None
+    assert small_pair(q, HierarchicalNormal((5,), learned)) is None
+    assert small_pair(q, HierarchicalNormal((5,), rate=learned)) is None
+    with kernels.enabled(False):
+        assert small_pair(q, HierarchicalNormal((5,))) is None
+    large = dist.Normal(torch.zeros(kernels.MAX_SIZE + 1), 1.0)
+    assert small_pair(Estimated(large, 1, Shared()), large.to_event(1)) is None
+    known = dist.Normal(0.0, 1.0).expand((5,)).to_event(1)
+    assert len(joint_kl([small_pair(q, HierarchicalNormal((5,))), small_pair(q, known)])) == 1
+    assert all(is_alike(dist.Normal(0.0, 1.0).expand((n,))) for n in (1, 2))
+    assert not is_alike(dist.Normal(0.0, torch.ones(2)))
+    assert not is_alike(dist.Normal(0.0, learned).expand((2,)))
+
+
+def test_joined_weights_under_transforms():
+    loc, ps = torch.randn(6).double(), [HierarchicalNormal((3,)), HierarchicalNormal((3,), 2.0)]
+
+    def total(loc):
+        qs = [dist.Normal(part, torch.full_like(part, 0.1)) for part in loc.split(3)]
+        return total_kl([(Estimated(q, 1, Shared()), p) for q, p in zip(qs, ps, strict=True)])
+
+    expected = torch.autograd.functional.jacobian(total, loc)
+    torch.testing.assert_close(torch.func.grad(total)(loc), expected)
+    torch.testing.assert_close(torch.vmap(total)(torch.stack([loc, loc]))[1], total(loc))
 
 
 def test_float32_is_exact_for_several_weights():
