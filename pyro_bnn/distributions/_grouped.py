@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -12,16 +12,24 @@ from torch import Tensor
 from .._validation import check_positive
 
 
+class Groups(TypedDict, total=False):
+    """How the entries of a weight are grouped: what all constructors take by keyword."""
+
+    group_dims: tuple[int, ...]
+    view: tuple[int, ...] | None
+    validate_args: bool | None
+
+
 class Grouped(TorchDistribution):
     """One event of the shape of a weight; what it says of the weight are sums over groups.
 
     Args:
         shape: shape of the weight.
+        parameters: the mean ``loc``, which broadcasts to ``shape``, and positive parameters.
         group_dims: the dimensions that tell groups apart; by default all entries are one group.
         view: the shape that ``group_dims`` refers to, if that is not ``shape`` but one of as many
             entries.
         validate_args: as in ``torch.distributions``.
-        parameters: the mean ``loc``, which broadcasts to ``shape``, and positive parameters.
 
     Raises:
         ValueError: if ``view`` has another number of entries than ``shape``, ``group_dims`` are no
@@ -34,10 +42,11 @@ class Grouped(TorchDistribution):
     def __init__(
         self,
         shape: tuple[int, ...],
-        group_dims: tuple[int, ...],
-        view: tuple[int, ...] | None,
-        validate_args: bool | None,
-        **parameters: Tensor | float,
+        parameters: dict[str, Tensor | float],
+        *,
+        group_dims: tuple[int, ...] = (),
+        view: tuple[int, ...] | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         shape = torch.Size(shape)
         self._view = shape if view is None else torch.Size(view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -10,8 +10,11 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..kernels import HALF_LOG_2_PI, in_double
-from ._grouped import Grouped
+from ._grouped import Grouped, Groups
 from ._normal import trusted_normal
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class GroupedNormal(Grouped):
@@ -26,12 +29,7 @@ class GroupedNormal(Grouped):
         shape: shape of the weight, which is one event.
         scale: the standard deviation :math:`s > 0` of each group, shape ``group_shape``, or a
             scalar.
-        loc: the mean :math:`m`, broadcastable to ``shape``.
-        group_dims: the dimensions that tell groups apart, say ``(1,)`` for one scale for each
-            column of a matrix; by default all entries are one group.
-        view: the shape that ``group_dims`` refers to, if that is not ``shape`` but one of as many
-            entries.
-        validate_args: as in ``torch.distributions``.
+        loc, group_dims, view, validate_args: as for :class:`HierarchicalNormal`.
 
     Raises:
         ValueError: if ``scale`` is not positive or does not fit the groups, ``view`` has another
@@ -56,12 +54,9 @@ class GroupedNormal(Grouped):
         shape: tuple[int, ...],
         scale: Tensor | float = 1.0,
         loc: Tensor | float = 0.0,
-        *,
-        group_dims: tuple[int, ...] = (),
-        view: tuple[int, ...] | None = None,
-        validate_args: bool | None = None,
+        **groups: Unpack[Groups],
     ) -> None:
-        super().__init__(shape, group_dims, view, validate_args, loc=loc, scale=scale)
+        super().__init__(shape, {"loc": loc, "scale": scale}, **groups)
         if self.scale.shape not in (torch.Size(), self.group_shape):
             raise ValueError(
                 f"`scale` of shape {tuple(self.scale.shape)} must be a scalar, or have one entry "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
 from ..kernels import HALF_LOG_2_PI, in_double, number
-from ._grouped import Grouped
+from ._grouped import Grouped, Groups
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class HierarchicalNormal(Grouped):
@@ -69,10 +72,7 @@ class HierarchicalNormal(Grouped):
         concentration: Tensor | float = 0.5,
         rate: Tensor | float = 0.01,
         loc: Tensor | float = 0.0,
-        *,
-        group_dims: tuple[int, ...] = (),
-        view: tuple[int, ...] | None = None,
-        validate_args: bool | None = None,
+        **groups: Unpack[Groups],
     ) -> None:
         for name, value in (("concentration", concentration), ("rate", rate)):
             if isinstance(value, Tensor) and value.dim():
@@ -80,15 +80,8 @@ class HierarchicalNormal(Grouped):
                     f"`{name}` must be a scalar, the same for all groups, not of shape "
                     f"{tuple(value.shape)}"
                 )
-        super().__init__(
-            shape,
-            group_dims,
-            view,
-            validate_args,
-            loc=loc,
-            concentration=concentration,
-            rate=rate,
-        )
+        parameters = {"loc": loc, "concentration": concentration, "rate": rate}
+        super().__init__(shape, parameters, **groups)
 
     @property
     def mean(self) -> Tensor:

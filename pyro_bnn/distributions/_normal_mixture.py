@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import pyro.distributions as dist
@@ -78,22 +79,10 @@ class NormalMixture(dist.MixtureSameFamily):
             validate_args=validate_args,
         )
 
-    @property
-    def probs(self) -> Tensor:
-        return self.mixture_distribution.probs
-
-    @property
-    def logits(self) -> Tensor:
-        return self.mixture_distribution.logits
-
-    @property
-    def loc(self) -> Tensor:
-        return self.component_distribution.loc
-
-    @property
-    def scale(self) -> Tensor:
-        return self.component_distribution.scale
-
+    probs = property(attrgetter("mixture_distribution.probs"))
+    logits = property(attrgetter("mixture_distribution.logits"))
+    loc = property(attrgetter("component_distribution.loc"))
+    scale = property(attrgetter("component_distribution.scale"))
     support = constraints.real
 
     def expand(self, batch_shape, _instance=None) -> NormalMixture:

@@ -21,13 +21,21 @@ from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
 from ._contexts import training, unchanged_on_error
-from ._guides import groups_of
+from ._guides import check_guide, groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
 from ._progress import Progress
 from ._ranks import together
 from ._run import Objective, Run
-from ._setup import check_arguments, num_batches, parameters, prepare
+from ._setup import (
+    check_checkpoint,
+    check_counts,
+    check_options,
+    check_rates,
+    num_batches,
+    parameters,
+    prepare,
+)
 from ._shares import shared
 from ._state import Module, Store, modules
 
@@ -127,24 +135,18 @@ def fit(
         >>> history["bound"][-1] > history["bound"][0]
         True
     """
-    check_arguments(
-        guide,
-        checkpoint,
-        resume,
+    check_guide(guide)
+    check_counts(
         epochs=epochs,
         num_data=num_data,
-        lr=lr,
-        scale_lr=scale_lr,
-        warmup=warmup,
-        clip_norm=clip_norm,
         num_particles=num_particles,
         accumulate=accumulate,
-        autocast=autocast,
         patience=patience,
         checkpoint_every=checkpoint_every,
-        callbacks=callbacks,
-        device=device,
     )
+    check_rates(lr, scale_lr, warmup, clip_norm)
+    check_options(autocast, callbacks, device)
+    check_checkpoint(checkpoint, resume)
     among = together(ranks)
     parts = {**modules("model", model), "guide": guide}
     check_whole(parts.values())

@@ -21,45 +21,40 @@ from . import _rng
 from ._batches import Batches, TensorBatches, arguments
 from ._bnn import BNN
 from ._contexts import evaluating
-from ._guides import check_guide
 from ._held_out import log_density
 from ._rows import innermost
 from ._run import Objective
 
 
-def check_arguments(guide: Any, checkpoint: Any, resume: bool, **given: Any) -> None:
-    """Raises a TypeError or ValueError if an argument of ``fit`` is out of range."""
-    check_guide(guide)
-    for name in (
-        "epochs",
-        "num_particles",
-        "accumulate",
-        "patience",
-        "checkpoint_every",
-        "num_data",
-    ):
-        value = given[name]
-        if value is not None and not is_count(value):
+def check_counts(**given: Any) -> None:
+    """Raises a ValueError for what is no positive integer, nor None where that has a meaning."""
+    for name, value in given.items():
+        is_none = value is None and name in ("epochs", "num_data", "patience")
+        if not is_none and not is_count(value):
             raise ValueError(f"`{name}` (={value}) must be a positive integer")
-    check_positive(lr=given["lr"], scale_lr=given["scale_lr"])
-    clip_norm = given["clip_norm"]
-    check_numbers(warmup=given["warmup"], clip_norm=1.0 if clip_norm is None else clip_norm)
-    if not 0 <= given["warmup"] < 1:
+
+
+def check_rates(lr: float, scale_lr: float, warmup: float, clip_norm: float | None) -> None:
+    check_positive(lr=lr, scale_lr=scale_lr)
+    check_numbers(warmup=warmup, clip_norm=1.0 if clip_norm is None else clip_norm)
+    if not 0 <= warmup < 1:
         raise ValueError(
-            f"`warmup` (={given['warmup']}) is a fraction of the steps: it must be at least 0 and "
-            "below 1"
+            f"`warmup` (={warmup}) is a fraction of the steps: it must be at least 0 and below 1"
         )
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"`clip_norm` (={clip_norm}) must be positive and finite")
-    if given["autocast"] not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"`autocast` (={given['autocast']}) must be torch.bfloat16, torch.float16 or None"
-        )
-    callbacks = given["callbacks"]
+
+
+def check_options(autocast: Any, callbacks: Any, device: Any) -> None:
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"`autocast` (={autocast}) must be torch.bfloat16, torch.float16 or None")
     if not isinstance(callbacks, Collection) or not all(map(callable, callbacks)):
         raise TypeError(f"`callbacks` (={callbacks!r}) must be a list of functions of the run")
-    if given["device"] is not None and torch.device(given["device"]).type == "meta":
+    if device is not None and torch.device(device).type == "meta":
         raise ValueError("`device` (='meta') has no values: give one to train on")
+
+
+def check_checkpoint(checkpoint: Any, resume: bool) -> None:
     if resume and checkpoint is None:
         raise ValueError("`resume` (=True) needs the file: give it as `checkpoint`")
     if checkpoint is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,40 +27,26 @@ from ._predict import predict
 from ._prediction import Prediction
 
 
+@dataclass(eq=False, repr=False)
 class Estimator(BaseEstimator):
     """Base class: trains a model on features whose scales are known, and predicts.
 
     Args: see :class:`~pyro_bnn.sklearn.BNNRegressor`.
     """
 
-    def __init__(
-        self,
-        net: nn.Module | Callable[[int, int], nn.Module] | None = None,
-        likelihood: Any = None,
-        guide: Callable[[BNN], AutoPosterior] = AutoLRT,
-        *,
-        prior: Any = None,
-        hidden_sizes: Sequence[int] | None = None,
-        num_steps: int = 1000,
-        batch_size: int = 128,
-        lr: float = 1e-2,
-        num_samples: int = 100,
-        random_state: Any = None,
-        device: Any = None,
-        progress: bool = False,
-    ) -> None:
-        self.net = net
-        self.likelihood = likelihood
-        self.guide = guide
-        self.prior = prior
-        self.hidden_sizes = hidden_sizes
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.lr = lr
-        self.num_samples = num_samples
-        self.random_state = random_state
-        self.device = device
-        self.progress = progress
+    net: nn.Module | Callable[[int, int], nn.Module] | None = None
+    likelihood: Any = None
+    guide: Callable[[BNN], AutoPosterior] = AutoLRT
+    _: KW_ONLY
+    prior: Any = None
+    hidden_sizes: Sequence[int] | None = None
+    num_steps: int = 1000
+    batch_size: int = 128
+    lr: float = 1e-2
+    num_samples: int = 100
+    random_state: Any = None
+    device: Any = None
+    progress: bool = False
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:

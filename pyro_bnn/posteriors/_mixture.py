@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -9,7 +11,6 @@ from pyro.nn import PyroParam
 from torch import Tensor
 
 from ..distributions._normal_mixture import trusted_mixture
-from ..estimators import Estimator
 from ._posterior import Posterior, trailing
 
 
@@ -41,18 +42,12 @@ class MixturePosterior(Posterior):
     """
 
     def __init__(
-        self,
-        loc: Tensor,
-        scale: float | Tensor,
-        event_dim: int | None = None,
-        estimator: Estimator | None = None,
-        *,
-        num_components: int = 2,
+        self, loc: Tensor, scale: float | Tensor, *args: Any, num_components: int = 2, **kwargs: Any
     ) -> None:
         if num_components < 1:
             raise ValueError(f"`num_components` (={num_components}) must be at least 1")
         self._num_components = num_components
-        super().__init__(loc, scale, event_dim, estimator)
+        super().__init__(loc, scale, *args, **kwargs)
 
     def init_parameters(self, loc: Tensor, scale: Tensor) -> None:
         size = self._num_components

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -9,9 +11,53 @@ from torch import Tensor
 from ...estimators import Flipout, linear
 from ...posteriors import NormalPosterior, Posterior, RadialPosterior
 from .._checks import check_convolution, check_sizes
-from .._variational import VariationalLayer
 from ._base import BaseVariationalLayer_
 from ._mixture_base import BaseMixtureLayer_
+
+_FEATURES = {"in_features": Parameter.empty, "out_features": Parameter.empty}
+_CHANNELS = dict.fromkeys(("in_channels", "out_channels", "kernel_size"), Parameter.empty) | {
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+}
+_NORMAL = {
+    "prior_mean": 0,
+    "prior_variance": 1,
+    "posterior_mu_init": 0,
+    "posterior_rho_init": -3.0,
+}
+# By its place each number of the first component comes before those of the second.
+_MIXTURE = {
+    f"{name}_{k}": _NORMAL[name]
+    for names in (("prior_mean", "prior_variance"), ("posterior_mu_init", "posterior_rho_init"))
+    for k in (1, 2)
+    for name in names
+}
+
+
+def constructor(sizes: dict[str, Any], values: dict[str, Any]) -> Callable[..., None]:
+    """An ``__init__`` with torch's sizes, then numbers for prior and posterior, then ``bias``."""
+    shown = {"self": Parameter.empty, **sizes, **values, "bias": True}
+    signature = Signature(
+        [
+            *(Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in shown.items()),
+            Parameter("kl_reduction", Parameter.KEYWORD_ONLY, default="sum"),
+            Parameter("options", Parameter.VAR_KEYWORD),
+        ]
+    )
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        self, options = given.pop("self"), given.pop("options")
+        of_torch = {name: given.pop(name) for name in (*sizes, "bias")}
+        self._set_up_torch(**of_torch, **options)
+        self._set_up(**given)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
 
 
 class ByReparameterization:
@@ -28,131 +74,42 @@ class ByRadial:
     posterior = RadialPosterior
 
 
-class _Linear:
+class FeatureArguments(BaseVariationalLayer_):
+    OPTIONS: ClassVar[dict[str, Any]] = {}  # of torch's layer, always the same
+
+    __init__ = constructor(_FEATURES, _NORMAL)
+
+    def _set_up_torch(self, in_features: int, out_features: int, **options: Any) -> None:
+        check_sizes(in_features=in_features, out_features=out_features)
+        super().__init__(in_features, out_features, **self.OPTIONS, **options)
+
+
+class LinearArguments(FeatureArguments):
     def _run(self: Any, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)  # by the faster library
 
 
-class FeatureArguments(BaseVariationalLayer_):
-    OPTIONS: ClassVar[dict[str, Any]] = {}  # of torch's layer, always the same
+class LinearMixtureArguments(LinearArguments, BaseMixtureLayer_):
+    __init__ = constructor(_FEATURES, _MIXTURE)
 
-    def __init__(
+
+class ConvolutionArguments(BaseVariationalLayer_):
+    __init__ = constructor(_CHANNELS, _NORMAL)
+
+    def _set_up_torch(
         self,
-        in_features: int,
-        out_features: int,
-        prior_mean: float = 0,
-        prior_variance: float = 1,
-        posterior_mu_init: float = 0,
-        posterior_rho_init: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
         **options: Any,
     ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(in_features, out_features, bias=bias, **self.OPTIONS, **options)
-        self._set_up(
-            prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
-        )
-
-
-class LinearArguments(_Linear, FeatureArguments):
-    pass
-
-
-class LinearMixtureArguments(_Linear, BaseMixtureLayer_):
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        prior_mean_1: float = 0,
-        prior_variance_1: float = 1,
-        prior_mean_2: float = 0,
-        prior_variance_2: float = 1,
-        posterior_mu_init_1: float = 0,
-        posterior_rho_init_1: float = -3.0,
-        posterior_mu_init_2: float = 0,
-        posterior_rho_init_2: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
-        **options: Any,
-    ) -> None:
-        check_sizes(in_features=in_features, out_features=out_features)
-        super().__init__(in_features, out_features, bias=bias, **options)
-        self._set_up_mixture(
-            (prior_mean_1, prior_mean_2),
-            (prior_variance_1, prior_variance_2),
-            (posterior_mu_init_1, posterior_mu_init_2),
-            (posterior_rho_init_1, posterior_rho_init_2),
-            kl_reduction,
-        )
-
-
-class Kernels(VariationalLayer):
-    """Convolutions call their weights kernels."""
+        sizes = (in_channels, out_channels, kernel_size)
+        check_convolution(*sizes, *(options[name] for name in ("stride", "dilation", "groups")))
+        super().__init__(*sizes, **options)
 
     def _name(self, key: str, part: str) -> str:
-        return f"{part}_{key.replace('weight', 'kernel')}"
+        return f"{part}_{key.replace('weight', 'kernel')}"  # what convolutions call their weights
 
 
-class ConvolutionArguments(Kernels, BaseVariationalLayer_):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        prior_mean: float = 0,
-        prior_variance: float = 1,
-        posterior_mu_init: float = 0,
-        posterior_rho_init: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
-        **options: Any,
-    ) -> None:
-        check_convolution(in_channels, out_channels, kernel_size, stride, dilation, groups)
-        options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, **options)
-        self._set_up(
-            prior_mean, prior_variance, posterior_mu_init, posterior_rho_init, kl_reduction
-        )
-
-
-class ConvolutionMixtureArguments(Kernels, BaseMixtureLayer_):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        prior_mean_1: float = 0,
-        prior_variance_1: float = 1,
-        prior_mean_2: float = 0,
-        prior_variance_2: float = 1,
-        posterior_mu_init_1: float = 0,
-        posterior_rho_init_1: float = -3.0,
-        posterior_mu_init_2: float = 0,
-        posterior_rho_init_2: float = -3.0,
-        bias: bool = True,
-        *,
-        kl_reduction: str = "sum",
-        **options: Any,
-    ) -> None:
-        check_convolution(in_channels, out_channels, kernel_size, stride, dilation, groups)
-        options |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, **options)
-        self._set_up_mixture(
-            (prior_mean_1, prior_mean_2),
-            (prior_variance_1, prior_variance_2),
-            (posterior_mu_init_1, posterior_mu_init_2),
-            (posterior_rho_init_1, posterior_rho_init_2),
-            kl_reduction,
-        )
+class ConvolutionMixtureArguments(ConvolutionArguments, BaseMixtureLayer_):
+    __init__ = constructor(_CHANNELS, _MIXTURE)

@@ -153,11 +153,11 @@ def _convert(layer: Any, parameters: Mapping[str, Any]) -> None:
     trained = {key: p.detach().clone() for key, p in layer.named_parameters(recurse=False)}
     layer.__class__ = cls
     layer._set_up(
-        parameters["prior_mu"],
-        parameters["prior_sigma"] ** 2,
-        parameters["posterior_mu_init"],
-        parameters["posterior_rho_init"],
-        parameters.get("kl_reduction", "sum"),
+        prior_mean=parameters["prior_mu"],
+        prior_variance=parameters["prior_sigma"] ** 2,
+        posterior_mu_init=parameters["posterior_mu_init"],
+        posterior_rho_init=parameters["posterior_rho_init"],
+        kl_reduction=parameters.get("kl_reduction", "sum"),
     )
     layer.dnn_to_bnn_flag = True
     if parameters.get("moped_enable"):

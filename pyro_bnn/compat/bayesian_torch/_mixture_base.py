@@ -61,33 +61,20 @@ class BaseMixtureLayer_(BaseVariationalLayer_):
         sample = q.log_prob(w) - p.log_prob(w)
         return sample.mean() if self.kl_reduction == "mean" else sample.sum()
 
-    def _set_up(self, *values: Any, **options: Any) -> None:
-        """Makes a layer of torch this one, with equal arguments for both components."""
-        mean, variance, mu_init, rho_init, *others = values
-        pairs = (mean, mean), (variance, variance), (mu_init, mu_init), (rho_init, rho_init)
-        self._set_up_mixture(*pairs, *others, **options)
-
-    def _set_up_mixture(
-        self,
-        prior_means: tuple[float, float],
-        prior_variances: tuple[float, float],
-        posterior_mu_inits: tuple[float, float],
-        posterior_rho_inits: tuple[float, float],
-        kl_reduction: str,
-    ) -> None:
+    def _set_up(self, kl_reduction: str = "sum", **values: Any) -> None:
+        """Makes a layer of torch this one; a number without ``_1`` or ``_2`` is for both."""
         check_reduction(kl_reduction)
-        for k in (0, 1):
-            check_variances(**{f"prior_variance_{k + 1}": prior_variances[k]})
-            check_finite(
-                **{
-                    f"prior_mean_{k + 1}": prior_means[k],
-                    f"posterior_mu_init_{k + 1}": posterior_mu_inits[k],
-                    f"posterior_rho_init_{k + 1}": posterior_rho_inits[k],
-                }
-            )
+        pairs = {
+            name: tuple(values[name if name in values else f"{name}_{k}"] for k in (1, 2))
+            for name in ("prior_mean", "prior_variance", "posterior_mu_init", "posterior_rho_init")
+        }
+        for name, pair in pairs.items():
+            check = check_variances if name == "prior_variance" else check_finite
+            check(**{f"{name}_{k}": value for k, value in zip((1, 2), pair, strict=True)})
         self.kl_reduction = kl_reduction
-        self.prior_means, self.prior_variances = prior_means, prior_variances
-        self.posterior_mu_inits, self.posterior_rho_inits = posterior_mu_inits, posterior_rho_inits
+        self.prior_means, self.prior_variances = pairs["prior_mean"], pairs["prior_variance"]
+        self.posterior_mu_inits = pairs["posterior_mu_init"]
+        self.posterior_rho_inits = pairs["posterior_rho_init"]
         self._make_random()
 
     @torch.no_grad()
