@@ -24,7 +24,7 @@ ROOT = "_root_of_parameters"  # an attribute
 _REGISTERED = WeakTensorKeyDictionary()
 
 
-class OwnParameters(Context):
+class IsolatedContext(Context):
     """The context of a module under which the global store holds that module's parameters.
 
     Pyro finds parameters by name in one store for the whole process, so that two models with a
@@ -102,7 +102,10 @@ class OwnParameters(Context):
             _REGISTERED[parameter] = True
 
     def __reduce__(self) -> tuple:
-        return OwnParameters, ()  # of a part that is copied or pickled without its root
+        return IsolatedContext, ()  # of a part that is copied or pickled without its root
+
+
+OwnParameters = IsolatedContext  # its name in pickles of 0.1.0
 
 
 class _Root:
@@ -111,10 +114,10 @@ class _Root:
     The context cannot: it is an attribute of every part, which would take the root along.
     """
 
-    def __init__(self, root: PyroModule, context: OwnParameters) -> None:
+    def __init__(self, root: PyroModule, context: IsolatedContext) -> None:
         self.__setstate__((root, context))
 
-    def __setstate__(self, state: tuple[PyroModule, OwnParameters]) -> None:
+    def __setstate__(self, state: tuple[PyroModule, IsolatedContext]) -> None:
         root, self._context = state
         self._ref = self._context._root = weakref.ref(root)
 
@@ -131,11 +134,11 @@ def _nothing() -> None:
     return None
 
 
-def own_parameters(root: PyroModule) -> OwnParameters:
+def isolated_context(root: PyroModule) -> IsolatedContext:
     """Gives a module and all of its submodules a context that keeps their parameters apart."""
-    if isinstance(root._pyro_context, OwnParameters) and root._pyro_context.root is root:
+    if isinstance(root._pyro_context, IsolatedContext) and root._pyro_context.root is root:
         return root._pyro_context
-    old, new = root._pyro_context, OwnParameters()
+    old, new = root._pyro_context, IsolatedContext()
     new.used = old.used
     vars(root)[ROOT] = _Root(root, new)
     for module in root.modules():

@@ -12,7 +12,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ._parameter_store import OwnParameters
+from ._parameter_store import IsolatedContext
 
 # Compared by type: copies and what is unpickled have constraints of their own.
 _REAL, _SOFTPLUS = type(constraints.real), type(constraints.softplus_positive)
@@ -21,7 +21,7 @@ _REAL, _SOFTPLUS = type(constraints.real), type(constraints.softplus_positive)
 def read(module: PyroModule, name: str) -> Tensor:
     """A ``PyroParam`` of a module, at a fraction of the cost of the attribute."""
     context = module._pyro_context
-    if context.active and not isinstance(context, OwnParameters):  # part of another module
+    if context.active and not isinstance(context, IsolatedContext):  # part of another module
         return getattr(module, name)
     constraint, event_dim = module._pyro_params[name]
     raw: Any = module._parameters[name + "_unconstrained"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -16,6 +17,7 @@ from pyro.infer.autoguide import AutoGuideList
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
+from pyro_bnn.guides import AutoLRT
 from pyro_bnn.infer import TraceKL_ELBO
 
 EACH = pytest.mark.parametrize("kind", GUIDES, ids=lambda k: k.name)
@@ -272,3 +274,14 @@ def test_named_models_keep_their_names():
     model.net = bayesian_mlp(3, 1)
     guide = GUIDES[0].make(model)
     assert set(guide) == {"own.net.0.weight", "own.net.0.bias"}
+
+
+def test_contexts_pickled_by_0_1_0_load():
+    guide = AutoLRT(Regression(bayesian_mlp(3, 4, 1)))
+    guide(*data())
+    name = b"pyro_bnn._parameter_store\nIsolatedContext\n"
+    pickled = pickle.dumps(guide, protocol=0)  # in which names are text
+    assert name in pickled
+    loaded = pickle.loads(pickled.replace(name, b"pyro_bnn._parameter_store\nOwnParameters\n"))
+    for key, value in guide.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], value)

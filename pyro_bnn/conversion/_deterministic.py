@@ -14,7 +14,7 @@ from .._parameter_store import ROOT
 from ..estimators._draw import plain
 from ..guides import AutoPosterior
 from ..guides._checks import check_posteriors
-from ..guides._sites import own_samples, sample_attributes
+from ..guides._sites import sample_attributes, samples_of
 from ..nn import BayesianEmbedding
 from ..nn._prior import Prior
 from ._classes import torch_class
@@ -66,7 +66,7 @@ def to_deterministic(
     new = copied(net, memo)
     for module in list(net.modules()):
         if isinstance(module, PyroModule) and not isinstance(module, Prior):
-            own = {key: values[id(module), key] for key, _ in own_samples(module)}
+            own = {key: values[id(module), key] for key, _ in samples_of(module)}
             _strip(memo[id(module)], own)
     for module in net.modules():
         for key, (owner, own_key) in vars(module).get("_ties", {}).items():
@@ -87,7 +87,7 @@ def _check_plain(path: str, module: nn.Module) -> None:
             f"`{path}`, a {type(module).__name__}, has its forward in a PyroModule: write it as a "
             "torch.nn.Module and convert it by `bayesianize`, or pass the network inside it"
         )
-    functions = set(vars(module).get("_pyro_samples", ())) - {k for k, _ in own_samples(module)}
+    functions = set(vars(module).get("_pyro_samples", ())) - {k for k, _ in samples_of(module)}
     if functions:
         raise TypeError(
             f"`{path}`, a {type(module).__name__}, has attributes that are functions of draws, "

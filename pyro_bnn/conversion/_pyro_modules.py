@@ -8,7 +8,7 @@ from typing import Any
 from pyro.nn import PyroModule
 from torch import nn
 
-from .._parameter_store import own_parameters
+from .._parameter_store import isolated_context
 from .._pyro import Context, make_name
 from ..nn import BayesianEmbedding
 from ..nn._layer import SitePrior
@@ -79,4 +79,4 @@ def join(net: Any) -> None:
             module._pyro_name = make_name(root, path) if path else root
             module._pyro_context = context
     if not root:
-        own_parameters(net)
+        isolated_context(net)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from .._bound import kept, rebound
-from ..guides._sites import own_samples
+from ..guides._sites import samples_of
 from ..nn._prior import Prior
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -113,7 +113,7 @@ def weights(net: nn.Module) -> list[Weight]:
             if parameter is not None
             and key.removesuffix("_unconstrained") not in own.get("_pyro_params", ())
         }
-        attributes |= {key: None for key, _ in own_samples(module)}
+        attributes |= {key: None for key, _ in samples_of(module)}
         for key, parameter in attributes.items():
             name = full_name(path, key)
             identity = (id(module), key) if parameter is None else id(parameter)

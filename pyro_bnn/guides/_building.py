@@ -14,7 +14,7 @@ from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .._parameter_store import OwnParameters
+from .._parameter_store import IsolatedContext
 from ..distributions._parts import detached
 from ..estimators import Flipout
 from ..posteriors import ConstrainedPosterior, Posterior
@@ -32,7 +32,7 @@ PosteriorFactory = Callable[..., Posterior]
 class Building:
     """The first call of a guide, which finds the sites that only a run of the model reveals."""
 
-    _context_of_model: OwnParameters | None = None
+    _context_of_model: IsolatedContext | None = None
 
     def _setup_prototype(self: Any, *args: Any, **kwargs: Any) -> None:
         if self._model is None and self._context_of_model is not None:
@@ -76,7 +76,7 @@ class Building:
                 trace.remove_node(name)
         for name in sites:  # parameters with a history can't be copied, nor pickled
             trace.nodes[name]["fn"] = detached(sites[name]["fn"])
-        if isinstance(self._pyro_context, OwnParameters):
+        if isinstance(self._pyro_context, IsolatedContext):
             self._pyro_context.claim()
         self.prototype_trace = trace
 

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from .._parameter_store import OwnParameters, own_parameters
+from .._parameter_store import IsolatedContext, isolated_context
 from .._validation import is_checked, nan_arguments
 from ..estimators import Estimator
 from ..posteriors._posterior import all_positive, check_estimator
@@ -114,7 +114,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         self._by_name = {}
         self._weights: set[str] = set()
         self.posteriors = PyroModule()
-        own_parameters(self)
+        isolated_context(self)
         known = list(module_sites(model))
         if isinstance(init_loc_fn, Mapping):
             init_loc_fn = partial(init_to_state, checked_state(init_loc_fn, model, known))
@@ -216,21 +216,21 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         if self.master is not None:  # lists of guides are kept apart as guides are
-            own_parameters(self.master())
+            isolated_context(self.master())
             context = self.master()._pyro_context
         super()._pyro_set_supermodule(name, context)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(PyroModule.__getstate__(self))
         model = None if self._model is None else self._model[0]
-        if isinstance(model, PyroModule) and isinstance(model._pyro_context, OwnParameters):
+        if isinstance(model, PyroModule) and isinstance(model._pyro_context, IsolatedContext):
             # It knows the model again if that is in the same pickle, and takes it into none.
             state["_context_of_model"] = model._pyro_context
         return state | {"_model": None, "master": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        own_parameters(self)
+        isolated_context(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutoPosterior:
         new = self.__class__.__new__(self.__class__)

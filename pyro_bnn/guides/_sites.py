@@ -19,7 +19,7 @@ from pyro.poutine.trace_messenger import TraceHandler
 from torch import nn
 
 from .._callers import callers
-from .._parameter_store import own_parameters
+from .._parameter_store import isolated_context
 from .._pyro import BoundPartial, make_name
 from ..nn._prior import Prior
 
@@ -48,11 +48,11 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
 def sample_attributes(root: nn.Module) -> Iterator[tuple[str, PyroModule, str, Any]]:
     """Full name, module, key and prior of each PyroSample attribute that is random."""
     for owner in pyro_modules(root):
-        for key, fn in own_samples(owner):
+        for key, fn in samples_of(owner):
             yield make_name(owner._pyro_name, key), owner, key, fn
 
 
-def own_samples(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def samples_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Key and prior of the PyroSample attributes of a module that are random."""
     for key, prior in dict(vars(module).get("_pyro_samples", {})).items():
         fn = prior if hasattr(prior, "sample") else prior(module)
@@ -100,7 +100,7 @@ def own_model_parameters(model: Callable[..., Any]) -> None:
     for root in _referred_modules(_unwrap(model)[1]):
         # A module with a name is part of another, or was named by the user to keep it apart.
         if isinstance(root, PyroModule) and not root._pyro_name:
-            own_parameters(root).claim(names_in_use=True)
+            isolated_context(root).claim(names_in_use=True)
 
 
 def referred_modules(

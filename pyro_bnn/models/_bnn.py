@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils.rnn import PackedSequence
 
-from .._parameter_store import own_parameters
+from .._parameter_store import isolated_context
 from .._tensors import as_tensor
 from .._validation import is_count, nan_arguments
 from ..conversion import bayesianize
@@ -95,7 +95,7 @@ class BNN(PyroModule):
         like = _floating(self.net)
         if like is not None:
             self.likelihood.to(like.device, like.dtype)
-        own_parameters(self)  # all models name the scales of their priors alike
+        isolated_context(self)  # all models name the scales of their priors alike
 
     @property
     def num_data(self) -> int | None:
