@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from ._normal_kl import centered
 from ._second_order import gradients_with_graph
-from ._sums import exact_sum, in_double, number, sum_by_blocks
+from ._sums import exact_sum, in_double, number
 from ._switch import is_plain
 
 
@@ -56,7 +56,7 @@ class _Bound(Function):
         ctx.args = args[4:]
         deviation = centered(loc, prior_loc)
         if p.group_shape.numel() == 1:
-            squares, variances = (number(_sum_of_squares(x)) for x in (deviation, scale))
+            squares, variances = (number(exact_sum(x.square())) for x in (deviation, scale))
             half = 0.5 * (squares + share * variances)
         else:
             moment = deviation.square().addcmul_(scale, scale, value=share)
@@ -64,7 +64,7 @@ class _Bound(Function):
         density, ctx.precision = p.density_and_precision(half)
         ctx.half = None if group_scale is None else half
         ctx.save_for_backward(loc, scale, prior_loc, group_scale)
-        total = -number(_sum_of_logs(scale)) - entropy - density
+        total = -number(exact_sum(scale.log())) - entropy - density
         return total.to(loc.dtype) if isinstance(total, Tensor) else loc.new_tensor(total)
 
     @staticmethod
@@ -94,11 +94,3 @@ class _Bound(Function):
         if needed[2] and by_loc is not None:
             by_prior_loc = -by_loc.sum_to_size(prior_loc.shape)
         return by_loc, by_scale, by_prior_loc, by_group_scale, None, None, None
-
-
-def _sum_of_squares(x: Tensor) -> Tensor:
-    return sum_by_blocks(lambda block: exact_sum(block.square()), x)
-
-
-def _sum_of_logs(x: Tensor) -> Tensor:
-    return sum_by_blocks(lambda block: exact_sum(block.log()), x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import is_transformed
-from ._sums import exact_sum, sum_by_blocks
+from ._sums import exact_sum
 from ._switch import is_plain
 
 
@@ -56,31 +55,12 @@ def _formula(
     share: float,
     constant: float,
 ) -> Tensor:
-    means = sum_by_blocks(_sum_of_means, loc, prior_loc, prior_scale)
-    return means + sum_by_blocks(partial(_sum_of_scales, share), scale, prior_scale) + constant
-
-
-def _sum_of_means(loc: Tensor, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    return 0.5 * exact_sum(_in_units(centered(loc, prior_loc), prior_scale).square())
-
-
-def _sum_of_scales(share: float, scale: Tensor, prior_scale: Tensor) -> Tensor:
-    ratio = _in_units(scale, prior_scale)
-    excess = _half_excess(ratio)
-    return exact_sum((excess if share == 1 else share * excess) - ratio.log())
-
-
-def _sum_in_place(
-    share: float, loc: Tensor, scale: Tensor, prior_loc: Tensor, prior_scale: Tensor
-) -> Tensor:
-    """Both sums in one pass over the parameters, with no more temporary tensors than needed."""
-    ratio = _in_units(scale, prior_scale)
-    deviation = _in_units(centered(loc, prior_loc), prior_scale)
-    total = ratio - 1
-    total.addcmul_(total, total, value=0.5)
-    if share != 1:
-        total.mul_(share)
-    return exact_sum(total.sub_(ratio.log()).addcmul_(deviation, deviation, value=0.5))
+    ratio, deviation = (
+        _in_units(scale, prior_scale),
+        _in_units(centered(loc, prior_loc), prior_scale),
+    )
+    terms = share * _half_excess(ratio) - ratio.log()
+    return exact_sum(terms) + 0.5 * exact_sum(deviation.square()) + constant
 
 
 class _GaussianKL(Function):
@@ -90,8 +70,15 @@ class _GaussianKL(Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         loc, scale, prior_loc, prior_scale, ctx.share, constant = inputs
         ctx.save_for_backward(*inputs[:4])
-        total = partial(_sum_in_place, ctx.share)
-        return sum_by_blocks(total, loc, scale, prior_loc, prior_scale) + constant
+        ratio = _in_units(scale, prior_scale)
+        deviation = _in_units(centered(loc, prior_loc), prior_scale)
+        # In place, with no more temporary tensors than needed.
+        terms = ratio - 1
+        terms.addcmul_(terms, terms, value=0.5)
+        if ctx.share != 1:
+            terms.mul_(ctx.share)
+        terms.sub_(ratio.log()).addcmul_(deviation, deviation, value=0.5)
+        return exact_sum(terms) + constant
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

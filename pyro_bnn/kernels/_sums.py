@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,33 +12,22 @@ from torch import Tensor
 from .._torch import is_transformed
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
-_BLOCK = 1 << 16
+_ROW = 1 << 12
 
 
 def exact_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """``x.sum(dims)`` that keeps its digits, also where all entries are rounded to the same side.
 
-    Torch adds pairs, then pairs of pairs, and so on; a dot product, or what torch compiles for a
-    CPU, adds one after the other.
+    Torch adds pairs, then pairs of pairs, and so on, but not to the end where they are many; a dot
+    product, or what torch compiles for a CPU, adds one after the other.
     """
     if torch.compiler.is_compiling() and not x.is_mps:
         return x.sum(dims, dtype=torch.float64).to(x.dtype)
+    if dims is None and x.is_cpu and x.numel() > 1 << 16:
+        end = x.numel() % _ROW
+        rows, rest = x.reshape(-1).split([x.numel() - end, end])
+        return rows.view(-1, _ROW).sum(1).sum() + rest.sum()
     return x.sum(dims)
-
-
-def sum_by_blocks(total: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
-    """The sum of what a function returns for each block of entries.
-
-    Of many entries that are all alike, a sum of blocks keeps more digits than torch's sum of all,
-    and what is computed in between stays in the cache of a CPU.
-    """
-    size = _BLOCK if x.is_cpu else 1 << 20
-    if is_transformed() or x.numel() <= size:
-        return total(x, *others)
-    blocks = (
-        t.expand_as(x).reshape(-1).split(size) if t.dim() else repeat(t) for t in (x, *others)
-    )
-    return torch.stack([total(*block) for block in zip(*blocks, strict=False)]).sum()
 
 
 def log_sum(x: Tensor | Sequence[Tensor]) -> Tensor:
