@@ -123,6 +123,22 @@ def test_arguments(name):
     assert inspect.getdoc(getattr(bayesian_torch, name))
 
 
+def test_constructors_of_subclasses():
+    class Square(LinearFlipout):
+        def __init__(self, features, **options):
+            super().__init__(features, features, 0.5, 4.0, **options)
+
+    assert list(inspect.signature(Square).parameters) == ["features", "options"]
+    layer = Square(3, bias=False, dtype=torch.float64)
+    assert layer.mu_weight.shape == (3, 3)
+    assert (layer.prior_weight_mu == 0.5).all()
+    assert (layer.prior_weight_sigma == 2.0).all()
+    with pytest.raises(TypeError, match="out_features"):
+        LinearFlipout(3)
+    with pytest.raises(TypeError, match="no_such_argument"):
+        LinearFlipout(3, 3, no_such_argument=1)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @LAYERS
 def test_output_and_kl(name, bias):
