@@ -39,7 +39,7 @@ from ._setup import (
 from ._shares import shared
 from ._state import Module, Store, modules
 
-_NUM_STEPS = 20_000  # the bound of small networks has converged by then
+_NUM_STEPS = 20_000  # predictions of small networks are those of ten times as many
 
 
 def fit(
