@@ -22,7 +22,7 @@ from pyro_bnn.distributions._mixture_kl import summed_mixture_kl_bound
 from pyro_bnn.distributions._normal import normal_kl, trusted_normal
 from pyro_bnn.guides import AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
-from pyro_bnn.kernels import MAX_SIZE, gaussian_kl, random_signs, square, with_noise
+from pyro_bnn.kernels import MAX_SIZE, exact_sum, gaussian_kl, random_signs, square, with_noise
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.posteriors import MixturePosterior
 from pyro_bnn.priors import ScaleMixture
@@ -126,6 +126,15 @@ def test_kl_of_many_weights_keeps_its_digits(scale):
     kl = gaussian_kl(*(t.contiguous() for t in many[:2]), *many[2:])
     assert abs(kl.item() - exact.sum()) < 5e-7 * exact.abs().sum()
     assert kl.item() == pytest.approx(exact.sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("in_dim", [0, 1])
+def test_sums_of_many_entries_under_transforms(in_dim):
+    x = torch.rand(3, 70_001, dtype=torch.double)  # not a multiple of the length of a row
+    sums = torch.vmap(exact_sum, in_dim)(x.movedim(0, in_dim).contiguous())
+    torch.testing.assert_close(sums, x.sum(1))
+    gradient = torch.func.grad(lambda x: exact_sum(x.square()))(x.T)
+    torch.testing.assert_close(gradient, 2 * x.T)
 
 
 @pytest.mark.parametrize("size", [100, 20_000, 10_000_000])

@@ -55,10 +55,8 @@ def _formula(
     share: float,
     constant: float,
 ) -> Tensor:
-    ratio, deviation = (
-        _in_units(scale, prior_scale),
-        _in_units(centered(loc, prior_loc), prior_scale),
-    )
+    ratio = _in_units(scale, prior_scale)
+    deviation = _in_units(centered(loc, prior_loc), prior_scale)
     terms = share * _half_excess(ratio) - ratio.log()
     return exact_sum(terms) + 0.5 * exact_sum(deviation.square()) + constant
 

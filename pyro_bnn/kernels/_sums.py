@@ -12,7 +12,7 @@ from torch import Tensor
 from .._torch import is_transformed
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
-_ROW = 1 << 12
+_MANY, _ROW = 1 << 16, 1 << 12
 
 
 def exact_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
@@ -23,9 +23,9 @@ def exact_sum(x: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """
     if torch.compiler.is_compiling() and not x.is_mps:
         return x.sum(dims, dtype=torch.float64).to(x.dtype)
-    if dims is None and x.is_cpu and x.numel() > 1 << 16:
-        end = x.numel() % _ROW
-        rows, rest = x.reshape(-1).split([x.numel() - end, end])
+    if dims is None and x.is_cpu and x.numel() > _MANY:
+        size = x.numel() % _ROW
+        rows, rest = x.reshape(-1).split([x.numel() - size, size])
         return rows.view(-1, _ROW).sum(1).sum() + rest.sum()
     return x.sum(dims)
 
