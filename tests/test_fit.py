@@ -102,14 +102,16 @@ def list_of_guides() -> tuple[BNN, AutoGuideList]:
 def test_a_list_of_guides_takes_the_steps_of_a_loop_by_hand():
     model, guide = list_of_guides()
     stop = lambda run: run.num_steps == 4
-    fit(model, guide, DATA, 8, lr=0.01, scale_lr=0.03, warmup=0, seed=1, callbacks=[stop])
+    settings = {"warmup": 0, "seed": 1, "callbacks": [stop], "clip_factor": None}
+    fit(model, guide, DATA, 8, lr=0.01, scale_lr=0.03, **settings)
 
     twin, twin_guide = list_of_guides()
     twin_guide(*DATA)
     scales = [twin_guide[0]["net.weight"].scale_unconstrained]
     others = [p for p in twin_guide.parameters() if p is not scales[0]]
     assert len(others) == 3
-    optimizer = torch.optim.Adam([{"params": others}, {"params": scales, "lr": 0.03}], 0.01)
+    groups = [{"params": others}, {"params": scales, "lr": 0.03}]
+    optimizer = torch.optim.Adam(groups, 0.01, betas=(0.9, 0.99))
     loss = TraceKL_ELBO()(twin, twin_guide)
     torch.manual_seed(1)
     for _ in range(4):

@@ -20,6 +20,7 @@ from ._averaging import Averaging, check_whole
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
+from ._clipping import Clipping
 from ._contexts import training, unchanged_on_error
 from ._guides import check_guide, groups_of
 from ._held_out import EarlyStopping, log_density
@@ -57,6 +58,7 @@ def fit(
     num_particles: int = 1,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     clip_norm: float | None = None,
+    clip_factor: float | None = 2.0,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
     validation: Any = None,
@@ -74,11 +76,12 @@ def fit(
 
     .. math:: \sum_n E_q[\log p(y_n \mid x_n, w)] - \beta KL(q \Vert p)
 
-    The recipe: Adam, with separate learning rates for the scales of posteriors and for all other
-    parameters. They are constant in the first half of the steps and fall to 0 as a cosine in the
-    second. The weight :math:`\beta` of the KL divergence rises from 0 to 1 in the first half
-    (:class:`~pyro_bnn.infer.KLWarmup`). The number of steps matters more than that of epochs. The
-    source is a plain loop over an ELBO module; copy it to write your own.
+    The recipe: Adam with decay rates of 0.9 and 0.99, and separate learning rates for the scales of
+    posteriors and for all other parameters. They are constant in the first half of the steps and
+    fall to 0 as a cosine in the second. The weight :math:`\beta` of the KL divergence rises from 0
+    to 1 in the first half (:class:`~pyro_bnn.infer.KLWarmup`). Gradients much larger than those
+    before are clipped, without which deep networks may diverge. The number of steps matters more
+    than that of epochs. The source is a plain loop over an ELBO module; copy it to write your own.
 
     Args:
         model: a Pyro model, such as a :class:`~pyro_bnn.BNN`, whose data plate scales mini-batches.
@@ -99,6 +102,8 @@ def fit(
         optimizer: makes another optimizer of the parameter groups,
             ``lambda groups: torch.optim.SGD(groups, momentum=0.9)``.
         clip_norm: largest norm of the gradient of the bound per datum.
+        clip_factor: largest norm of the gradient relative to the mean of some 100 steps before,
+            above 1; None for any.
         accumulate: number of batches whose gradients are averaged for a step.
         autocast: ``torch.bfloat16`` or ``torch.float16``, for ``torch.autocast``.
         validation: held-out data like ``data``. Their log density is computed up to 100 times;
@@ -144,7 +149,7 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
-    check_rates(lr, scale_lr, warmup, clip_norm)
+    check_rates(lr, scale_lr, warmup, clip_norm, clip_factor)
     check_options(autocast, callbacks, device)
     check_checkpoint(checkpoint, resume)
     among = together(ranks)
@@ -182,8 +187,9 @@ def fit(
         scheduler = LambdaLR(made, lambda step: _schedule(step / total))
         loss: Any = elbo(model, guide)  # type: ignore[arg-type]
         averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))
+        clipping = Clipping(clip_norm and clip_norm * num_data, clip_factor)
         run = Run(
-            model, guide, elbo, averaging, made, among, num_data, total, move, clip_norm, autocast
+            model, guide, elbo, averaging, made, among, num_data, total, move, clipping, autocast
         )
         store = Store(names)
         stopping = EarlyStopping([*map(Module, parts.values()), store], patience)
@@ -195,7 +201,7 @@ def fit(
         state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
         state["settings"] |= {"num_particles": num_particles, "autocast": autocast}
         state["settings"] |= {"validated": held_out is not None, "patience": patience}
-        state["settings"]["warmup"] = warmup
+        state["settings"] |= {"warmup": warmup, "clip_factor": clip_factor}
         among.check_same(state["settings"] | {"ranks": ranks})
         if resume and among.all_or_none(os.path.exists(str(checkpoint)), str(checkpoint)):
             load(str(checkpoint), **state)
@@ -242,7 +248,7 @@ def fit(
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(groups, fused=fused)
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
 
 
 def _schedule(done: float) -> float:

@@ -16,6 +16,7 @@ from ..infer import TraceKL_ELBO
 from . import _rng
 from ._averaging import Averaging
 from ._batches import arguments
+from ._clipping import Clipping
 from ._history import History
 from ._ranks import Ranks
 
@@ -76,17 +77,18 @@ class Run:
         num_data: int,
         total_steps: int,
         move: Callable[[Any], Any],
-        clip_norm: float | None,
+        clipping: Clipping,
         autocast: torch.dtype | None,
     ) -> None:
         self.model, self.guide, self.elbo, self.optimizer = model, guide, elbo, optimizer
         self.num_data, self.total_steps = num_data, total_steps
-        self.clip_norm, self.autocast = clip_norm, autocast
+        self.autocast = autocast
         self.history = History()
         self.num_steps = 0
         self.stopped = False
         self.random_numbers: list[Any] = []  # the generators of all ranks, if there are more
         self._move, self._averaging, self._ranks = move, averaging, ranks
+        self._clipping = clipping
         self._device = next(iter(guide.parameters())).device.type
         # Of a sum over all data, unlike the means that the usual scale is made for.
         scale = 2.0**10 / num_data
@@ -102,10 +104,9 @@ class Run:
             with self._averaging.batch(is_last=i == len(batches)):
                 self._add_gradients(batch, weight, len(batches))
         self._averaging.finish()
-        if self.clip_norm is not None:
+        if self._clipping.is_needed:
             self._scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm * self.num_data)
+            self._clipping([p for group in self.optimizer.param_groups for p in group["params"]])
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.num_steps += 1
@@ -174,6 +175,7 @@ class Run:
             "stopped": self.stopped,
             "terms": list(self._terms),
             "scaler": self._scaler.state_dict(),
+            "clipping": self._clipping.state_dict(),
             "history": self.history.state_dict(),
         }
 
@@ -183,4 +185,5 @@ class Run:
         self._terms = [tuple(terms) for terms in state["terms"]]
         self.random_numbers = state.get("random_numbers", [])
         self._scaler.load_state_dict(state["scaler"])
+        self._clipping.load_state_dict(state["clipping"])
         self.history.load_state_dict(state["history"])

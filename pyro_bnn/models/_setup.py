@@ -34,15 +34,23 @@ def check_counts(**given: Any) -> None:
             raise ValueError(f"`{name}` (={value}) must be a positive integer")
 
 
-def check_rates(lr: float, scale_lr: float, warmup: float, clip_norm: float | None) -> None:
+def check_rates(
+    lr: float, scale_lr: float, warmup: float, clip_norm: float | None, clip_factor: float | None
+) -> None:
     check_positive(lr=lr, scale_lr=scale_lr)
-    check_numbers(warmup=warmup, clip_norm=1.0 if clip_norm is None else clip_norm)
+    clips = {"clip_norm": clip_norm, "clip_factor": clip_factor}
+    given = {name: value for name, value in clips.items() if value is not None}
+    check_numbers(warmup=warmup, **given)
     if not 0 <= warmup < 1:
         raise ValueError(
             f"`warmup` (={warmup}) is a fraction of the steps: it must be at least 0 and below 1"
         )
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"`clip_norm` (={clip_norm}) must be positive and finite")
+    if clip_factor is not None and not 1 < clip_factor < math.inf:
+        raise ValueError(
+            f"`clip_factor` (={clip_factor}) must be above 1 and finite, or None for no such limit"
+        )
 
 
 def check_options(autocast: Any, callbacks: Any, device: Any) -> None:
