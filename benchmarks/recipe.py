@@ -69,12 +69,18 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU, **prior
 def add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, help="of `fit`; by default, its own")
     parser.add_argument("--scale-lr", type=float, help="likewise, of scales")
+    parser.add_argument(
+        "--torch-adam",
+        action="store_true",
+        help="train by Adam as torch has it, with decay rates of 0.9 and 0.999, and clip nothing",
+    )
 
 
-def rates(args: argparse.Namespace) -> dict[str, float]:
+def rates(args: argparse.Namespace) -> dict[str, Any]:
     """Those that are given; `fit` has defaults for the others."""
     given = {"lr": args.lr, "scale_lr": args.scale_lr}
-    return {name: rate for name, rate in given.items() if rate is not None}
+    optimizer = {"optimizer": torch.optim.Adam, "clip_factor": None} if args.torch_adam else {}
+    return {name: rate for name, rate in given.items() if rate is not None} | optimizer
 
 
 def train(

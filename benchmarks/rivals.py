@@ -165,7 +165,7 @@ def _variational(
 
 
 def ours(problem: Problem, seconds: float, *, kl_weight: float = 1.0) -> Probabilities:
-    """The recipe of ``fit``."""
+    """Warm-up, rates and schedule of ``fit``, and the same Adam as for all."""
     model = BNN(problem.network(), likelihoods.Categorical(), num_data=len(problem.x))
     guide = AutoLRT(model)
     elbo = TraceKL_ELBO()

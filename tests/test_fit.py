@@ -38,6 +38,7 @@ from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
 from pyro_bnn.models._batches import batches, map_tensors
+from pyro_bnn.models._clipping import Clipping
 from pyro_bnn.models._contexts import unchanged_on_error
 from pyro_bnn.models._fit import _schedule
 from pyro_bnn.models._held_out import EarlyStopping, log_density
@@ -490,6 +491,8 @@ def test_supports_that_depend_on_outputs_are_those_of_their_rows():
         ("warmup", -0.1),
         ("num_particles", 0),
         ("clip_norm", 0.0),
+        ("clip_factor", 1.0),
+        ("clip_factor", math.inf),
         ("accumulate", 0),
         ("autocast", torch.double),
         ("patience", 0),
@@ -517,7 +520,8 @@ def test_bad_arguments_are_refused(argument, value):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("lr", "1e-2"), ("warmup", None), ("clip_norm", "1"), ("kl_weight", "1"),
+    [("lr", "1e-2"), ("warmup", None), ("clip_norm", "1"), ("clip_factor", "2"),
+     ("kl_weight", "1"),
      ("callbacks", print), ("callbacks", ["print"])],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_refused(argument, value):
@@ -638,6 +642,73 @@ def test_gradients_are_clipped_per_datum(autocast):
     settings = {"clip_norm": 0.01, "accumulate": 2, "autocast": autocast}
     fit(model, guide, data(), 3, batch_size=12, callbacks=[callback], **settings)
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def norms_of_steps(**settings) -> list[float]:
+    """Norms of the gradients that steps too small to change anything get; some rows are far off."""
+    norms = []
+
+    def callback(run):
+        gradients = [p.grad for group in run.optimizer.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item() / N)
+
+    torch.manual_seed(0)
+    x, y = data()
+    y[::7] *= 100
+    model, guide = bnn()
+    rates = {"lr": 1e-12, "scale_lr": 1e-12, "optimizer": torch.optim.SGD, "warmup": 0, "seed": 1}
+    fit(model, guide, (x, y), 2, batch_size=1, callbacks=[callback], **rates, **settings)
+    return norms
+
+
+def test_gradients_that_jump_are_clipped_to_a_multiple_of_the_mean_before():
+    given = norms_of_steps(clip_factor=None)
+    assert max(given) > 10 * sorted(given)[N]
+    for settings, factor, most in (
+        ({}, 2.0, math.inf),
+        ({"clip_factor": 1.5}, 1.5, math.inf),
+        ({"clip_norm": 20.0}, 2.0, 20.0),
+    ):
+        expected, mean = [], math.inf
+        for i, norm in enumerate(given, start=1):
+            expected.append(min(norm, factor * mean, most))
+            mean = sum(expected) / i
+        assert norms_of_steps(**settings) == pytest.approx(expected, rel=1e-4)
+
+
+def clipped(clipping: Clipping, *values: float) -> list[float]:
+    gradients = []
+    for value in values:
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.tensor([0.6, 0.8]) * value
+        clipping([parameter, nn.Parameter(torch.zeros(1))])  # one without a gradient
+        gradients.append(parameter.grad.norm().item())
+    return gradients
+
+
+def test_the_mean_norm_forgets_and_counts_nothing_but_steps():
+    clipping = Clipping(None, 2.0)
+    # Zeros, before the likelihood plays a part, would forbid all others.
+    assert clipped(clipping, 0, 0, 5, 0) == pytest.approx([0, 0, 5, 0])
+    assert math.isnan(*clipped(clipping, math.inf))  # of float16, whose scaler leaves the step out
+    assert clipped(clipping, 20) == pytest.approx([10])
+    clipped(clipping, *[1.0] * 1000)
+    other = Clipping(None, 2.0)
+    other.load_state_dict(clipping.state_dict())
+    # 100 jumps on end are no jumps.
+    expected = [min(50.0, 2 * 1.01**k) for k in range(400)]
+    assert clipped(other, *[50.0] * 400) == pytest.approx(expected, rel=1e-3)
+    assert clipped(Clipping(None, None), 1, 100) == pytest.approx([1, 100])
+
+
+def test_sparse_gradients_are_clipped():
+    embedding = nn.Embedding(4, 2, sparse=True)
+    clipping = Clipping(1.0, None)
+    embedding(torch.tensor([1, 1])).sum().backward()
+    clipping(embedding.parameters())
+    expected = torch.zeros(4, 2)
+    expected[1] = 0.5**0.5
+    torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)
 
 
 def test_autocast_computes_networks_in_half_precision():

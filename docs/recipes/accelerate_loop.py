@@ -19,7 +19,8 @@ def train(
     seed: int = 0,
 ) -> float:
     """Maximises the ELBO of a model that knows the number of all data; the last loss per datum."""
-    optimizer = torch.optim.Adam(guide.parameter_groups(lr=1e-2, scale_lr=3e-2))
+    groups = guide.parameter_groups(lr=1e-2, scale_lr=3e-2)
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     loss_of = TraceKL_ELBO()(model, guide)
     loss_of, optimizer, loader = accelerator.prepare(loss_of, optimizer, loader)
     warmup = KLWarmup(loss_of, max(1, epochs * len(loader) // 2))

@@ -18,7 +18,8 @@ class Variational(LightningModule):
         self.loss_of = TraceKL_ELBO()(model, guide)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.loss_of.guide.parameter_groups(lr=1e-2, scale_lr=3e-2))
+        groups = self.loss_of.guide.parameter_groups(lr=1e-2, scale_lr=3e-2)
+        return torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def on_train_start(self) -> None:
         # Ranks that are seeded alike would all draw the same weights.

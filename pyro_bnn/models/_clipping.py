@@ -23,8 +23,8 @@ class Clipping:
 
     def __init__(self, max_norm: float | None, factor: float | None) -> None:
         self.max_norm, self.factor = max_norm, factor
-        self.mean_norm = 0.0  # of gradients after clipping, over some 100 steps
         self.num_steps = 0
+        self._mean_norm: Tensor | float = 0.0  # after clipping, over some 100 steps
 
     @property
     def is_needed(self) -> bool:
@@ -33,29 +33,33 @@ class Clipping:
 
     @torch.no_grad()
     def __call__(self, parameters: Iterable[Tensor]) -> None:
-        """Clips the gradients of parameters, and counts their norm."""
+        """Clips the gradients of parameters, and counts their norm; a GPU is not waited for."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return
-        limit = math.inf if self.max_norm is None else self.max_norm
-        if self.factor is not None and self.mean_norm:
-            limit = min(limit, self.factor * self.mean_norm)
         # That of torch.nn.utils scales always, which costs as much again, and refuses sparse ones.
         norms = [g.norm() if g.is_sparse else torch.linalg.vector_norm(g) for g in gradients]
-        device = norms[0].device
-        norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms])).item()
-        if not norm or not math.isfinite(norm):  # float16 has overflowed, which is no step
-            return
-        if norm > limit:
+        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+        mean = self._mean_norm
+        mean = mean if isinstance(mean, Tensor) else norm.new_full((), mean)
+        factor = math.inf if self.factor is None else self.factor
+        limit = torch.where(mean > 0, factor * mean, math.inf)
+        if self.max_norm is not None:
+            limit = limit.clamp(max=self.max_norm)
+        scale = (limit / norm).clamp(max=1)
+        if scale.device.type != "cpu" or scale < 1:
             for gradient in gradients:
-                gradient.mul_(limit / norm)
+                gradient.mul_(scale.to(gradient.device))
         self.num_steps += 1
-        self.mean_norm += (min(norm, limit) - self.mean_norm) / min(self.num_steps, 100)
+        clipped = norm * scale
+        moved = torch.where(mean > 0, mean.lerp(clipped, 1 / min(self.num_steps, 100)), clipped)
+        # Not so for 0, nor where float16 overflows, which is no step.
+        self._mean_norm = torch.where(clipped > 0, moved, mean)
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the norms so far."""
-        return {"mean_norm": self.mean_norm, "num_steps": self.num_steps}
+        return {"mean_norm": float(self._mean_norm), "num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what another run has seen."""
-        self.mean_norm, self.num_steps = state["mean_norm"], state["num_steps"]
+        self._mean_norm, self.num_steps = state["mean_norm"], state["num_steps"]
