@@ -38,10 +38,9 @@ from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
 from pyro_bnn.models._batches import batches, map_tensors
-from pyro_bnn.models._clipping import Clipping
 from pyro_bnn.models._contexts import unchanged_on_error
-from pyro_bnn.models._fit import _schedule
 from pyro_bnn.models._held_out import EarlyStopping, log_density
+from pyro_bnn.models._optimizer import Clipping, schedule
 
 matplotlib.use("Agg")
 N = 24
@@ -909,7 +908,7 @@ def test_classes_are_learned():
 
 
 def test_rates_fall_as_a_cosine_in_the_second_half():
-    assert [_schedule(done) for done in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])
+    assert [schedule(done) for done in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_patience_is_counted_from_the_last_best():

@@ -20,11 +20,11 @@ from ._averaging import Averaging, check_whole
 from ._batches import batches, map_tensors
 from ._checkpoint import resume as load
 from ._checkpoint import save
-from ._clipping import Clipping
 from ._contexts import training, unchanged_on_error
 from ._guides import check_guide, groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
+from ._optimizer import Clipping, adam, schedule
 from ._progress import Progress
 from ._ranks import together
 from ._run import Objective, Run
@@ -183,8 +183,8 @@ def fit(
         stored = parameters(names)
         others = [p for part in parts.values() for p in part.parameters()] + stored
         groups = groups_of(guide, others, lr, scale_lr)
-        made = (_adam if optimizer is None else optimizer)(groups)
-        scheduler = LambdaLR(made, lambda step: _schedule(step / total))
+        made = (adam if optimizer is None else optimizer)(groups)
+        scheduler = LambdaLR(made, lambda step: schedule(step / total))
         loss: Any = elbo(model, guide)  # type: ignore[arg-type]
         averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))
         clipping = Clipping(clip_norm and clip_norm * num_data, clip_factor)
@@ -243,14 +243,3 @@ def fit(
             write()
     stopping.restore()
     return run.history
-
-
-def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    parameters = [p for group in groups for p in group["params"]]
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
-
-
-def _schedule(done: float) -> float:
-    """The factor of the learning rates after a part of the steps."""
-    return 1.0 if done < 0.5 else 0.5 * (1 + math.cos(math.pi * (2 * done - 1)))

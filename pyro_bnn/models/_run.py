@@ -16,8 +16,8 @@ from ..infer import TraceKL_ELBO
 from . import _rng
 from ._averaging import Averaging
 from ._batches import arguments
-from ._clipping import Clipping
 from ._history import History
+from ._optimizer import Clipping
 from ._ranks import Ranks
 
 
