@@ -23,7 +23,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import split_gelman_rubin
-from recipe import mlp, train
+from recipe import add_rates, mlp, rates, train
 from statsmodels.datasets import nile
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ def nuts(bnn: BNN, x: Tensor, y: Tensor, args: argparse.Namespace) -> Samples:
 
 def vi(bnn: BNN, name: str, x: Tensor, y: Tensor, args: argparse.Namespace) -> Samples:
     guide = getattr(guides, name)(bnn)
-    train(bnn, guide, x, y, args.steps, batch=len(x))
+    train(bnn, guide, x, y, args.steps, batch=len(x), **rates(args))
     with torch.no_grad():
         drawn = Predictive(bnn, guide=guide, num_samples=2000)(x)
     return {site: drawn[site] for site in guide}
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--plot", type=Path, help="an image to write")
     parser.add_argument("--json", type=Path, help="where to save the results")
+    add_rates(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     pyro.enable_validation(False)

@@ -643,20 +643,23 @@ def test_gradients_are_clipped_per_datum(autocast):
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
-def norms_of_steps(**settings) -> list[float]:
+def norms_of_steps(end: int | None = None, **settings) -> list[float]:
     """Norms of the gradients that steps too small to change anything get; some rows are far off."""
-    norms = []
+    norms: list[float] = []
 
     def callback(run):
         gradients = [p.grad for group in run.optimizer.param_groups for p in group["params"]]
         norms.append(torch.stack([g.norm() for g in gradients]).norm().item() / N)
+        if run.num_steps == end:
+            raise KeyboardInterrupt
 
     torch.manual_seed(0)
     x, y = data()
     y[::7] *= 100
     model, guide = bnn()
     rates = {"lr": 1e-12, "scale_lr": 1e-12, "optimizer": torch.optim.SGD, "warmup": 0, "seed": 1}
-    fit(model, guide, (x, y), 2, batch_size=1, callbacks=[callback], **rates, **settings)
+    with nullcontext() if end is None else pytest.raises(KeyboardInterrupt):
+        fit(model, guide, (x, y), 2, batch_size=1, callbacks=[callback], **rates, **settings)
     return norms
 
 
@@ -673,6 +676,12 @@ def test_gradients_that_jump_are_clipped_to_a_multiple_of_the_mean_before():
             expected.append(min(norm, factor * mean, most))
             mean = sum(expected) / i
         assert norms_of_steps(**settings) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_that_is_resumed_clips_what_the_whole_one_clips(tmp_path):
+    settings = {"checkpoint": tmp_path / "run", "checkpoint_every": 1, "resume": True}
+    first = norms_of_steps(end=11, **settings)  # whose last step is not in the file
+    assert first[:10] + norms_of_steps(**settings) == norms_of_steps()
 
 
 def clipped(clipping: Clipping, *values: float) -> list[float]:
