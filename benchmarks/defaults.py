@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
@@ -56,12 +57,15 @@ def run(
     model = task.model(recipe.priors)
     guide = getattr(guides, args.guide)(model, **recipe.guide)
     training = rates(args) | recipe.training
+    start = time.process_time()
     train(model, guide, x, y, int(times * task.steps), task.batch, **training)
+    seconds = time.process_time() - start
     return {
         "candidate": candidate,
         "task": task_name,
         "split": split,
         "times": times,
+        "seconds": seconds,  # of the processor, for training
         "elbo": final_elbo(model, guide, x, y, draws=20),
         **evaluate(model, guide, (test_x, test_y), args.samples),
     }
@@ -95,7 +99,9 @@ def main() -> None:
     add_rates(parser)
     parser.add_argument("--samples", type=int, default=300, help="posterior samples")
     parser.add_argument(
-        "--metrics", default="log_density,elbo", help="what the table shows, of `evaluate` and elbo"
+        "--metrics",
+        default="log_density,elbo",
+        help="what the table shows, of `evaluate`, elbo and seconds",
     )
     parser.add_argument("--times", default="1", help="factors of the number of steps")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")

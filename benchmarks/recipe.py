@@ -69,6 +69,7 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module] = nn.ReLU, **prior
 def add_rates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, help="of `fit`; by default, its own")
     parser.add_argument("--scale-lr", type=float, help="likewise, of scales")
+    parser.add_argument("--num-particles", type=int, default=1, help="of a step, at once")
     parser.add_argument(
         "--torch-adam",
         action="store_true",
@@ -79,8 +80,9 @@ def add_rates(parser: argparse.ArgumentParser) -> None:
 def rates(args: argparse.Namespace) -> dict[str, Any]:
     """Those that are given; `fit` has defaults for the others."""
     given = {"lr": args.lr, "scale_lr": args.scale_lr}
+    particles = {"num_particles": args.num_particles, "vectorize_particles": args.num_particles > 1}
     optimizer = {"optimizer": torch.optim.Adam, "clip_factor": None} if args.torch_adam else {}
-    return {name: rate for name, rate in given.items() if rate is not None} | optimizer
+    return {name: rate for name, rate in given.items() if rate is not None} | particles | optimizer
 
 
 def train(

@@ -200,16 +200,38 @@ def test_schedules_count_the_steps_of_all_batches():
     assert history["lr"] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.0025, 0.0])
 
 
-def test_particles_leave_the_reported_bound_alone():
+@pytest.mark.parametrize("vectorize_particles", [False, True])
+def test_particles_leave_the_reported_bound_alone(vectorize_particles):
     histories = []
     for num_particles in (1, 3):
         torch.manual_seed(0)
         model = BNN(nn.Linear(3, 1), Normal(0.5))
         guide = AutoLRT(model, init_scale=1e-6)
-        rates = {"lr": 1e-12, "scale_lr": 1e-12}
-        histories.append(fit(model, guide, data(), 2, num_particles=num_particles, **rates))
+        settings = {"num_particles": num_particles, "vectorize_particles": vectorize_particles}
+        histories.append(fit(model, guide, data(), 2, lr=1e-12, scale_lr=1e-12, **settings))
     for key in KEYS:
         assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-4)
+
+
+def test_vectorized_particles_are_all_drawn_in_one_call_of_the_network():
+    shapes = []
+    model, guide = bnn()
+    model.net.register_forward_hook(lambda net, args, output: shapes.append(output.shape))
+    settings = {"num_particles": 5, "vectorize_particles": True, "batch_size": 8}
+    run_all = lambda run: shapes.append("step")
+    fit(model, guide, data(), 1, callbacks=[run_all], **settings)
+    steps = shapes[shapes.index("step") - 1 :]
+    assert steps == [(5, 8, 1), "step"] * 3
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(1), nn.BatchNorm1d(2), nn.Flatten()])
+def test_a_network_that_cannot_take_vectorized_particles_is_refused(layer):
+    model = BNN(nn.Sequential(nn.Linear(3, 2), layer, nn.Linear(2, 1)), Normal(0.5))
+    guide = AutoReparameterization(model)
+    before = state(model, guide)
+    with pytest.raises(ValueError, match="`vectorize_particles`"):
+        fit(model, guide, data(), 1, num_particles=2, vectorize_particles=True)
+    assert equal(before, state(model, guide))
 
 
 # Any model with a guide of ours.
@@ -520,7 +542,7 @@ def test_bad_arguments_are_refused(argument, value):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("lr", "1e-2"), ("warmup", None), ("clip_norm", "1"), ("clip_factor", "2"),
-     ("kl_weight", "1"),
+     ("kl_weight", "1"), ("vectorize_particles", 1), ("vectorize_particles", None),
      ("callbacks", print), ("callbacks", ["print"])],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_refused(argument, value):

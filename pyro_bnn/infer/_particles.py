@@ -36,7 +36,7 @@ def check_particles(
         model, guide, args, kwargs: as of the ELBO.
 
     Raises:
-        ValueError: if the model finds another likelihood.
+        ValueError: if the model finds another likelihood, or none.
     """
     if not isinstance(guide, AutoPosterior) or vars(guide).get("_are_particles_checked"):
         return
@@ -52,7 +52,14 @@ def check_particles(
         first = lambda seed: _likelihoods(poutine.replay(model, trace=one), args, kwargs, seed)
         alone = first(0)
         replayed = poutine.replay(vectorized(model), trace=many)
-        together = _likelihoods(replayed, args, kwargs, 0, dim)
+        try:
+            together = _likelihoods(replayed, args, kwargs, 0, dim)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                "the model runs with one draw of the weights, but not with vectorized particles, "
+                f"whose dimension is in front of the rows: {str(error).splitlines()[0]}. Leave out "
+                "`vectorize_particles`"
+            ) from error
         for name, value in alone.items():
             # Nothing is known of a model that has random numbers of its own.
             if not _agree(together[name], value) and _agree(first(1)[name], value):

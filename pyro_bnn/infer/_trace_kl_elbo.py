@@ -52,7 +52,8 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
             arguments where that appeared; in the backward pass if a gradient is not finite, before
             a parameter is changed. Losses that are evaluated without gradients may be infinite.
             Under a ``GradScaler``, it skips steps with such gradients itself. At the first call
-            with ``vectorize_particles``, if the model has another likelihood than in a loop.
+            with ``vectorize_particles``, if the model has another likelihood than in a loop, or
+            cannot run so.
 
     Example:
         >>> net = BayesianLinear(3, 2)

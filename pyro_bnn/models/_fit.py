@@ -56,6 +56,7 @@ def fit(
     kl_weight: float = 1.0,
     warmup: float = 0.5,
     num_particles: int = 1,
+    vectorize_particles: bool = False,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     clip_norm: float | None = None,
     clip_factor: float | None = 2.0,
@@ -99,6 +100,8 @@ def fit(
             Bayesian one. It often predicts better; the objective is then no bound on the evidence.
         warmup: fraction of the steps in which :math:`\beta` rises; 0 for none.
         num_particles: number of samples that each step averages over.
+        vectorize_particles: draw them at once, their dimension in front of the rows. :doc:`Most
+            networks </models>` allow it, and it takes less time than one after the other.
         optimizer: makes another optimizer of the parameter groups,
             ``lambda groups: torch.optim.SGD(groups, momentum=0.9)``.
         clip_norm: largest norm of the gradient of the bound per datum.
@@ -150,7 +153,7 @@ def fit(
         checkpoint_every=checkpoint_every,
     )
     check_rates(lr, scale_lr, warmup, clip_norm, clip_factor)
-    check_options(autocast, callbacks, device)
+    check_options(autocast, callbacks, device, vectorize_particles)
     check_checkpoint(checkpoint, resume)
     among = together(ranks)
     parts = {**modules("model", model), "guide": guide}
@@ -172,7 +175,8 @@ def fit(
         epochs = math.ceil(_NUM_STEPS / steps) if epochs is None else epochs
         total = epochs * steps
 
-        elbo = Objective(kl_weight=kl_weight, num_particles=num_particles)
+        particles = {"num_particles": num_particles, "vectorize_particles": vectorize_particles}
+        elbo = Objective(kl_weight=kl_weight, **particles)
         rise = None
         if warmup:
             first = max(1, int(warmup * total))
@@ -199,7 +203,7 @@ def fit(
         state |= {} if rise is None else {"warmup": rise}
         state["settings"] = {"epochs": epochs, "steps": steps, "num_data": num_data, "lr": lr}
         state["settings"] |= {"scale_lr": scale_lr, "kl_weight": kl_weight, "clip_norm": clip_norm}
-        state["settings"] |= {"num_particles": num_particles, "autocast": autocast}
+        state["settings"] |= {**particles, "autocast": autocast}
         state["settings"] |= {"validated": held_out is not None, "patience": patience}
         state["settings"] |= {"warmup": warmup, "clip_factor": clip_factor}
         among.check_same(state["settings"] | {"ranks": ranks})

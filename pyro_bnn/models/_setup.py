@@ -53,7 +53,9 @@ def check_rates(
         )
 
 
-def check_options(autocast: Any, callbacks: Any, device: Any) -> None:
+def check_options(autocast: Any, callbacks: Any, device: Any, vectorize_particles: Any) -> None:
+    if not isinstance(vectorize_particles, bool):
+        raise TypeError(f"`vectorize_particles` (={vectorize_particles!r}) must be True or False")
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"`autocast` (={autocast}) must be torch.bfloat16, torch.float16 or None")
     if not isinstance(callbacks, Collection) or not all(map(callable, callbacks)):
