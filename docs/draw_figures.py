@@ -275,7 +275,7 @@ def choose() -> Figure:
             "last layer,\nFullNormalPosterior",
         ),
         (
-            "Derivatives with respect to inputs, or\nlarge activations (convolutions)?",
+            "Recurrent layers, derivatives by inputs,\nor large activations (convolutions)?",
             "AutoFlipout",
         ),
         ("Should the posterior of a weight\nhave several modes?", "AutoMixture"),

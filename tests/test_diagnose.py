@@ -13,7 +13,7 @@ from pyro.infer.importance import psis_diagnostic
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_bnn.guides import AutoLRT, AutoMixture, AutoRadial
+from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import diagnose
 from pyro_bnn.nn import BayesianLinear
 
@@ -63,6 +63,36 @@ def test_tail_index_is_pyros():
     assert other > 0.7
     assert result.importance_bound > result.elbo
     assert any("tail index" in finding for finding in result.findings())
+
+
+class Steps(PyroModule):
+    """The sum of what a weight makes of several ones: as many weights, or as many samples of it."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.net = BayesianLinear(1, 1, bias=False)
+        self.num_steps = num_steps
+
+    def forward(self, x, y=None):
+        mean = self.net(torch.ones(len(x), self.num_steps, 1)).sum((1, 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("make", [AutoReparameterization, AutoFlipout, AutoLRT])
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_an_objective_above_the_elbo_is_found(make, num_steps):
+    """The variance of the sum of T samples is that of T times one sample, divided by T."""
+    torch.manual_seed(0)
+    size, scale = 200, 0.3
+    model = Steps(num_steps)
+    guide = make(model, init_scale=scale)
+    result = diagnose(model, guide, (torch.zeros(size, 1), torch.zeros(size)), num_samples=400)
+    excess = scale**2 * (num_steps**2 - num_steps) / 2 if make is AutoLRT else 0.0
+    error = math.hypot(result.elbo_error, result.objective_error)
+    assert abs(result.objective - result.elbo - size * excess) < 5 * error
+    assert any("AutoFlipout" in text for text in result.findings()) == (excess > 0)
+    assert "objective of training" in str(result)
 
 
 @pytest.mark.parametrize("make", [AutoLRT, AutoRadial, AutoMixture])

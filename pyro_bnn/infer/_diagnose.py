@@ -93,12 +93,15 @@ def diagnose(
     kl = {n: _mean(d.ratio[n] for d in draws) if kl is None else kl for n, kl in exact.items()}
     log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
     with unchanged_buffers():
-        prior = _mean(_prior_likelihood(model, data) for _ in range(min(25, num_samples)))
+        prior = _mean(_likelihood(model, data) for _ in range(25))
+        in_training = _doubles(_in_training(model, guide, data) for _ in range(25))
     constant = sum(_constant(site) for site in first.observed.values())
     return Diagnosis(
         num_data=_num_data(first.observed),
         elbo=terms.mean().item(),
         elbo_error=terms.std().item() / math.sqrt(num_samples),
+        objective=in_training.mean().item() - sum(kl.values()),
+        objective_error=in_training.std().item() / 5,
         trivial=max(prior, constant),
         likelihood={name: _mean(values) for name, values in likelihoods.items()},
         kl=kl,
@@ -144,10 +147,17 @@ def _draw(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) 
 
 
 @torch.no_grad()
-def _prior_likelihood(model: Callable[..., Any], data: Sequence[Any]) -> float:
-    trace: Any = prune_subsample_sites(poutine.trace(model).get_trace(*data))
-    trace.compute_log_prob()
+def _likelihood(model: Callable[..., Any], data: Sequence[Any]) -> float:
+    trace: Any = poutine.trace(model).get_trace(*data)
+    trace.compute_log_prob(lambda name, site: site["is_observed"])
     return sum(trace.nodes[n]["log_prob_sum"].item() for n in trace.observation_nodes)
+
+
+def _in_training(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) -> float:
+    """The log-likelihood with the noise that the estimators of the guide give each example."""
+    with torch.no_grad():
+        proposed: Any = poutine.trace(guide).get_trace(*data)
+    return _likelihood(poutine.replay(model, trace=proposed), data)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -14,6 +15,9 @@ class Diagnosis:
     Attributes:
         num_data: number of data, by which ``print`` divides.
         elbo: the evidence lower bound, and its standard error ``elbo_error``.
+        objective: what training maximises: the ELBO with the noise that the estimators of the
+            guide give each example, and its standard error ``objective_error``. It is the ELBO
+            where each example has one weight.
         trivial: the bound of a posterior that has learned nothing: the expected log-likelihood
             under the prior, or that of the best constant prediction if it is greater.
         likelihood: expected log-likelihood by observed site.
@@ -33,6 +37,8 @@ class Diagnosis:
     num_data: int
     elbo: float
     elbo_error: float
+    objective: float
+    objective_error: float
     trivial: float
     likelihood: dict[str, float]
     kl: dict[str, float]
@@ -55,7 +61,15 @@ class Diagnosis:
         """Problems in words, the worst first; an empty list if there are none."""
         found = []
         n = self.num_data
-        if self.elbo < self.trivial:
+        error = math.hypot(self.elbo_error, self.objective_error)
+        if self.objective - self.elbo > max(5 * error, 0.1 * n):
+            found.append(
+                f"Training maximises {self.objective / n:.3f} nats a datum, above the ELBO "
+                f"({self.elbo / n:.3f}): under local reparameterization, the steps of a sequence "
+                "or the pixels of an image have independent noise, which averages out. Give each "
+                "example one weight: `AutoFlipout(model)`."
+            )
+        elif self.elbo < self.trivial:
             found.append(
                 f"The ELBO ({self.elbo / n:.3f} nats a datum) is below the trivial bound "
                 f"({self.trivial / n:.3f}) of a posterior that has learned nothing: training has "
@@ -89,9 +103,11 @@ class Diagnosis:
 
     def __str__(self) -> str:
         n = self.num_data
+        error = self.objective_error / n
         lines = [
             f"nats a datum, of {n} data, {self.num_samples} draws",
             f"  ELBO                       {self.elbo / n:10.4f} ± {self.elbo_error / n:.4f}",
+            f"  objective of training      {self.objective / n:10.4f} ± {error:.4f}",
             f"  trivial bound              {self.trivial / n:10.4f}",
             f"  importance-weighted bound  {self.importance_bound / n:10.4f}",
             f"  Pareto tail index k        {self.khat:10.2f}",
