@@ -94,7 +94,8 @@ def diagnose(
     log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
     with unchanged_buffers():
         prior = _mean(_likelihood(model, data) for _ in range(25))
-        in_training = _doubles(_in_training(model, guide, data) for _ in range(25))
+        noisy = lambda: poutine.replay(model, trace=_trace(guide, data))
+        in_training = _doubles(_likelihood(noisy(), data) for _ in range(25))
     constant = sum(_constant(site) for site in first.observed.values())
     return Diagnosis(
         num_data=_num_data(first.observed),
@@ -128,9 +129,8 @@ class _Draw:
 @torch.no_grad()
 def _draw(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) -> _Draw:
     with guide.shared_draws():
-        proposed: Any = prune_subsample_sites(poutine.trace(guide).get_trace(*data))
-    replayed = poutine.replay(model, trace=proposed)
-    trace: Any = prune_subsample_sites(poutine.trace(replayed).get_trace(*data))
+        proposed = prune_subsample_sites(_trace(guide, data))
+    trace: Any = prune_subsample_sites(_trace(poutine.replay(model, trace=proposed), data))
     trace.compute_log_prob()
     proposed.compute_log_prob()
     observed = {n: trace.nodes[n] for n in trace.observation_nodes}
@@ -147,17 +147,14 @@ def _draw(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) 
 
 
 @torch.no_grad()
+def _trace(function: Callable[..., Any], data: Sequence[Any]) -> Any:
+    return poutine.trace(function).get_trace(*data)
+
+
 def _likelihood(model: Callable[..., Any], data: Sequence[Any]) -> float:
-    trace: Any = poutine.trace(model).get_trace(*data)
+    trace = _trace(model, data)
     trace.compute_log_prob(lambda name, site: site["is_observed"])
     return sum(trace.nodes[n]["log_prob_sum"].item() for n in trace.observation_nodes)
-
-
-def _in_training(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) -> float:
-    """The log-likelihood with the noise that the estimators of the guide give each example."""
-    with torch.no_grad():
-        proposed: Any = poutine.trace(guide).get_trace(*data)
-    return _likelihood(poutine.replay(model, trace=proposed), data)
 
 
 @torch.no_grad()
