@@ -55,10 +55,10 @@ def check_particles(
         try:
             together = _likelihoods(replayed, args, kwargs, 0, dim)
         except (RuntimeError, IndexError) as error:
+            cause = str(error).partition("\n")[0]  # Pyro adds the shapes of all sites
             raise ValueError(
                 "the model runs with one draw of the weights, but not with vectorized particles, "
-                f"whose dimension is in front of the rows: {str(error).splitlines()[0]}. Leave out "
-                "`vectorize_particles`"
+                f"whose dimension is in front of the rows: {cause}. Leave out `vectorize_particles`"
             ) from error
         for name, value in alone.items():
             # Nothing is known of a model that has random numbers of its own.
