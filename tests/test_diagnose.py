@@ -92,7 +92,28 @@ def test_an_objective_above_the_elbo_is_found(make, num_steps):
     error = math.hypot(result.elbo_error, result.objective_error)
     assert abs(result.objective - result.elbo - size * excess) < 5 * error
     assert any("AutoFlipout" in text for text in result.findings()) == (excess > 0)
+    assert any("trivial bound" in text for text in result.findings())  # targets do not vary
     assert "objective of training" in str(result)
+
+
+@pytest.mark.filterwarnings("ignore:single values of the observed site:UserWarning")
+@pytest.mark.parametrize("make", [AutoReparameterization, AutoFlipout, AutoLRT])
+def test_an_objective_above_the_elbo_is_found_where_rows_interact(make):
+    """The mean of N samples has an N-th of the variance of one."""
+    torch.manual_seed(0)
+    size, scale = 200, 0.3
+    net = BayesianLinear(1, 1, bias=False)
+
+    def model(x, y=None):
+        mean = net(x).mean().expand(len(x))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+    guide = make(model, init_scale=scale)
+    result = diagnose(model, guide, (torch.ones(size, 1), torch.zeros(size)), num_samples=400)
+    excess = 0.0 if make is AutoReparameterization else scale**2 * (1 - 1 / size) / 2
+    error = math.hypot(result.elbo_error, result.objective_error)
+    assert abs(result.objective - result.elbo - size * excess) < 5 * error
 
 
 @pytest.mark.parametrize("make", [AutoLRT, AutoRadial, AutoMixture])

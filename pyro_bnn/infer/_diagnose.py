@@ -102,7 +102,7 @@ def diagnose(
         elbo=terms.mean().item(),
         elbo_error=terms.std().item() / math.sqrt(num_samples),
         objective=in_training.mean().item() - sum(kl.values()),
-        objective_error=in_training.std().item() / 5,
+        objective_error=in_training.std().item() / math.sqrt(len(in_training)),
         trivial=max(prior, constant),
         likelihood={name: _mean(values) for name, values in likelihoods.items()},
         kl=kl,

@@ -17,7 +17,7 @@ class Diagnosis:
         elbo: the evidence lower bound, and its standard error ``elbo_error``.
         objective: what training maximises: the ELBO with the noise that the estimators of the
             guide give each example, and its standard error ``objective_error``. It is the ELBO
-            where each example has one weight.
+            where each example has one weight, and its likelihood depends on no other one's.
         trivial: the bound of a posterior that has learned nothing: the expected log-likelihood
             under the prior, or that of the best constant prediction if it is greater.
         likelihood: expected log-likelihood by observed site.
@@ -65,11 +65,13 @@ class Diagnosis:
         if self.objective - self.elbo > max(5 * error, 0.1 * n):
             found.append(
                 f"Training maximises {self.objective / n:.3f} nats a datum, above the ELBO "
-                f"({self.elbo / n:.3f}): under local reparameterization, the steps of a sequence "
-                "or the pixels of an image have independent noise, which averages out. Give each "
-                "example one weight: `AutoFlipout(model)`."
+                f"({self.elbo / n:.3f}), since independent noise averages out. If it is that of "
+                "the steps of a sequence or the pixels of an image, which local "
+                "reparameterization has, give each example one weight: `AutoFlipout(model)`. If "
+                "it is that of rows that depend on each other, give all rows one: "
+                "`AutoReparameterization(model)`."
             )
-        elif self.elbo < self.trivial:
+        if self.elbo < self.trivial:
             found.append(
                 f"The ELBO ({self.elbo / n:.3f} nats a datum) is below the trivial bound "
                 f"({self.trivial / n:.3f}) of a posterior that has learned nothing: training has "
