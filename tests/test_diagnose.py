@@ -39,6 +39,7 @@ def test_bounds_are_exact_at_the_exact_posterior():
     model, guide, xy, evidence, mean, precision = conjugate()
     result = diagnose(model, guide, xy, num_samples=400)
     assert abs(result.elbo - evidence) < 5 * result.elbo_error
+    assert abs(result.objective - evidence) < 5 * result.objective_error
     assert result.importance_bound == pytest.approx(evidence, abs=1e-3)
     kl = 0.5 * (mean**2 + 1 / precision - 1 + math.log(precision))
     assert result.kl == {"net.weight": pytest.approx(kl, rel=1e-5)}
