@@ -12,6 +12,7 @@ from models import Regression, bayesian_mlp, data
 from pyro.infer.importance import psis_diagnostic
 from pyro.nn import PyroModule
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import diagnose
@@ -50,6 +51,26 @@ def test_bounds_are_exact_at_the_exact_posterior():
     assert result.trivial < result.elbo
     assert result.khat < 0.7
     assert not result.findings()
+
+
+def test_data_in_a_dictionary_are_keywords_as_those_of_fit():
+    torch.manual_seed(0)
+    model, guide, (x, y), *_ = conjugate()
+    torch.manual_seed(1)
+    expected = diagnose(model, guide, (x, y), num_samples=25)
+    torch.manual_seed(1)
+    assert diagnose(model, guide, {"y": y, "x": x}, num_samples=25) == expected
+
+
+@pytest.mark.parametrize("kind", ["DataLoader", "Tensor"])
+def test_data_that_are_no_arguments_are_refused(kind):
+    torch.manual_seed(0)
+    model, guide, xy, *_ = conjugate()
+    loader = DataLoader(TensorDataset(*xy), 10)
+    data = loader if kind == "DataLoader" else xy[0]
+    with pytest.raises(TypeError, match=rf"`data` \(={kind}\) .*`next\(iter\(loader\)\)`"):
+        diagnose(model, guide, data)
+    assert diagnose(model, guide, next(iter(loader)), num_samples=25).num_data == 10
 
 
 def test_tail_index_is_pyros():

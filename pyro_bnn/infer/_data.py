@@ -1,8 +1,9 @@
-"""What a step tells of the data that a model is trained on."""
+"""How a model is called with data, and what a step tells of those it is trained on."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from ..guides._no_data import to_caller, warn_of_no_data
 
 _NUM_BATCHES = 4  # training data, those of a first call, and held-out ones are no batches yet
 _NUM_CALLS = 40
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called with a batch: a tuple is its arguments, a dictionary its keywords."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
 
 
 class Batches:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.ops.stats import fit_generalized_pareto
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -22,7 +20,9 @@ from ..guides import AutoPosterior
 from ..kernels import entry_kl
 from ..posteriors import ConstrainedPosterior
 from ..posteriors._pruned import Pruned
+from ._data import arguments
 from ._diagnosis import Diagnosis
+from ._draw import draw, likelihood, trace
 from ._kl import analytic_kl
 
 _COLLAPSED = 0.01  # nats: an entry that has learned less equals its prior
@@ -33,7 +33,7 @@ _PROBS = (0.05, 0.25, 0.5, 0.75, 0.95)
 def diagnose(
     model: Callable[..., Any],
     guide: AutoPosterior,
-    data: Sequence[Any],
+    data: Sequence[Any] | Mapping[str, Any],
     *,
     losses: Sequence[float] | None = None,
     num_samples: int = 200,
@@ -50,8 +50,8 @@ def diagnose(
         model: the model.
         guide: its guide, trained; put the model into ``eval()`` first, if it has dropout or batch
             normalisation.
-        data: the arguments of the model, ``(x, y)``, of all data or, where a plate scales them, of
-            a batch that stands for them.
+        data: the arguments of the model, a tuple ``(x, y)``, or a dictionary of its keywords; of
+            all data or, where a plate scales them, of a batch that stands for them.
         losses: the losses of training, in nats of all data, one for each step.
         num_samples: number of samples :math:`S`, at least 25.
 
@@ -59,7 +59,8 @@ def diagnose(
         A :class:`Diagnosis`.
 
     Raises:
-        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`.
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`, or ``data`` no tuple,
+            list or dictionary.
         ValueError: if ``num_samples`` is below 25, or the model observes nothing.
 
     References:
@@ -71,11 +72,17 @@ def diagnose(
         raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
     if num_samples < 25:
         raise ValueError(f"`num_samples` (={num_samples}) must be at least 25, for a tail index")
+    if not isinstance(data, (tuple, list, Mapping)):
+        raise TypeError(
+            f"`data` (={type(data).__name__}) must be the arguments of the model, in a tuple "
+            "`(x, y)` or a dictionary; of a DataLoader, give a batch, `next(iter(loader))`"
+        )
+    batch = arguments(data)
     with unchanged_buffers():
-        draws = [_draw(model, guide, data) for _ in range(num_samples)]
+        draws = [draw(model, guide, batch) for _ in range(num_samples)]
     likelihoods: dict[str, list[float]] = {}
-    for draw in draws:
-        for name, value in draw.likelihood.items():
+    for one in draws:
+        for name, value in one.likelihood.items():
             likelihoods.setdefault(name, []).append(value)
     if not likelihoods:
         raise ValueError(
@@ -93,9 +100,9 @@ def diagnose(
     kl = {n: _mean(d.ratio[n] for d in draws) if kl is None else kl for n, kl in exact.items()}
     log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
     with unchanged_buffers():
-        prior = _mean(_likelihood(model, data) for _ in range(25))
-        noisy = lambda: poutine.replay(model, trace=_trace(guide, data))
-        in_training = _doubles(_likelihood(noisy(), data) for _ in range(25))
+        prior = _mean(likelihood(model, batch) for _ in range(25))
+        noisy = lambda: poutine.replay(model, trace=trace(guide, batch))
+        in_training = _doubles(likelihood(noisy(), batch) for _ in range(25))
     constant = sum(_constant(site) for site in first.observed.values())
     return Diagnosis(
         num_data=_num_data(first.observed),
@@ -114,47 +121,6 @@ def diagnose(
         num_samples=num_samples,
         _sizes={name: p.shape().numel() for name, (_, p) in first.sites.items()},
     )
-
-
-@dataclass
-class _Draw:
-    """One weight for all data: what it makes of them, and its densities."""
-
-    likelihood: dict[str, float]
-    ratio: dict[str, float]  # log q - log p, by latent site
-    sites: dict[str, tuple[Any, Any]]  # posterior and prior
-    observed: dict[str, dict[str, Any]]
-
-
-@torch.no_grad()
-def _draw(model: Callable[..., Any], guide: AutoPosterior, data: Sequence[Any]) -> _Draw:
-    with guide.shared_draws():
-        proposed = prune_subsample_sites(_trace(guide, data))
-    trace: Any = prune_subsample_sites(_trace(poutine.replay(model, trace=proposed), data))
-    trace.compute_log_prob()
-    proposed.compute_log_prob()
-    observed = {n: trace.nodes[n] for n in trace.observation_nodes}
-    latent = [n for n in trace.stochastic_nodes if n in proposed.nodes]
-    return _Draw(
-        {n: site["log_prob_sum"].item() for n, site in observed.items()},
-        {
-            n: (proposed.nodes[n]["log_prob_sum"] - trace.nodes[n]["log_prob_sum"]).item()
-            for n in latent
-        },
-        {n: (proposed.nodes[n]["fn"], trace.nodes[n]["fn"]) for n in latent},
-        observed,
-    )
-
-
-@torch.no_grad()
-def _trace(function: Callable[..., Any], data: Sequence[Any]) -> Any:
-    return poutine.trace(function).get_trace(*data)
-
-
-def _likelihood(model: Callable[..., Any], data: Sequence[Any]) -> float:
-    trace = _trace(model, data)
-    trace.compute_log_prob(lambda name, site: site["is_observed"])
-    return sum(trace.nodes[n]["log_prob_sum"].item() for n in trace.observation_nodes)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..infer._data import arguments
 from . import _rng
-from ._batches import arguments
 from ._contexts import evaluating
 from ._ranks import Ranks
 

@@ -29,13 +29,6 @@ def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
     return value
 
 
-def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a model is called with a batch: a tuple is its arguments, a dictionary its keywords."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
-
-
 def batches(
     data: Any,
     batch_size: int | None = None,

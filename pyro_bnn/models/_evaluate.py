@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import scores
 from .._validation import check_probability
-from ._batches import arguments, batches, map_tensors
+from ..infer._data import arguments
+from ._batches import batches, map_tensors
 from ._bnn import BNN
 from ._draws import Draws
 from ._inputs import device_and_dtype

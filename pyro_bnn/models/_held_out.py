@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ..infer._data import arguments
 from . import _rng
-from ._batches import arguments
 from ._bnn import BNN
 from ._contexts import evaluating
 from ._guides import shared_draws

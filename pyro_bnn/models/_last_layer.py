@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..guides import AutoPosterior
 from ..guides._sites import sample_attributes
+from ..infer._data import arguments
 from ..posteriors import FullNormalPosterior
-from ._batches import arguments, batches, map_tensors
+from ._batches import batches, map_tensors
 from ._bnn import BNN
 from ._contexts import evaluating
 from ._inputs import device_and_dtype

@@ -13,9 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..infer import TraceKL_ELBO
+from ..infer._data import arguments
 from . import _rng
 from ._averaging import Averaging
-from ._batches import arguments
 from ._history import History
 from ._optimizer import Clipping
 from ._ranks import Ranks

@@ -17,8 +17,9 @@ from torch.distributions import Categorical, constraints
 
 from .._validation import check_numbers, check_positive, is_count
 from ..guides._sites import referred_modules
+from ..infer._data import arguments
 from . import _rng
-from ._batches import Batches, TensorBatches, arguments
+from ._batches import Batches, TensorBatches
 from ._bnn import BNN
 from ._contexts import evaluating
 from ._held_out import log_density
