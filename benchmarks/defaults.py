@@ -55,7 +55,7 @@ def run(
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[: args.rows]
         x, y = x[rows], y[rows]
     model = task.model(recipe.priors)
-    guide = getattr(guides, args.guide)(model, **recipe.guide)
+    guide = getattr(guides, args.guide or task.guide)(model, **recipe.guide)
     training = rates(args) | recipe.training
     start = time.process_time()
     history = train(model, guide, x, y, int(times * task.steps), task.batch, **training)
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--tasks", help="names separated by commas; all by default")
     parser.add_argument("--candidates", help="names separated by semicolons; all by default")
-    parser.add_argument("--guide", default="AutoLRT")
+    parser.add_argument("--guide", help="by default, AutoLRT, or AutoFlipout for the recurrent one")
     parser.add_argument("--splits", type=int, default=2)
     parser.add_argument("--rows", type=int, help="train on so few, drawn at random")
     add_rates(parser)

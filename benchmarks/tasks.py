@@ -31,6 +31,7 @@ class Task:
     model: Callable[[dict[str, Any]], BNN]  # from arguments of its layers
     steps: int
     batch: int = 128
+    guide: str = "AutoLRT"
 
 
 class Residual(PyroModule):
@@ -149,7 +150,10 @@ def tasks(uci: Path, fashion: Path) -> dict[str, Task]:
             steps=3000,
         ),
         "sunspots": Task(
-            sunspots_split, lambda priors: regression(Series(16, **priors)), steps=4000
+            sunspots_split,
+            lambda priors: regression(Series(16, **priors)),
+            steps=4000,
+            guide="AutoFlipout",  # one weight for all years of a series
         ),
         "residual": Task(
             digits_split,
