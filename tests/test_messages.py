@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import (
     MCMC,
     NUTS,
@@ -16,8 +17,9 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
 )
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.importance import psis_diagnostic
+from pyro.nn import PyroModule
 from pyro.optim import Adam
 
 from pyro_bnn import BNN, bayesianize, likelihoods
@@ -166,6 +168,27 @@ class TestVectorizedParticles:
     def test_of_a_small_difference(self):
         with pytest.raises(ValueError, match="vectorize_particles"):
             self.loss(self.FUNCTIONS["softmax"], noise=3.0)
+
+    @pytest.mark.parametrize("in_list", [False, True])
+    def test_of_draws_that_are_still_alike(self, in_list):
+        layers = BayesianLinear(2, 3), torch.nn.Softmax(1), BayesianLinear(3, 1)
+        model = BNN(PyroModule[torch.nn.Sequential](*layers), likelihoods.Normal())
+        start = {"net.0.weight": torch.zeros(3, 2), "net.2.weight": torch.zeros(1, 3)}
+        hidden = poutine.block(model, hide=["likelihood.scale"]) if in_list else model
+        guide = AutoLRT(hidden, init_loc_fn=start, init_scale=1e-4)
+        if in_list:
+            guides = AutoGuideList(model)
+            guides.append(guide)
+            guides.append(AutoNormal(poutine.block(model, expose=["likelihood.scale"])))
+            guide = guides
+        elbo = TraceKL_ELBO(num_particles=3, vectorize_particles=True)
+        with pytest.raises(ValueError, match="vectorize_particles"):
+            elbo.loss(model, guide, X[:, :2], Y)
+
+    @pytest.mark.parametrize("function", [lambda h: h.sum(1), lambda h: h[:, :1].squeeze(1)])
+    def test_of_outputs_that_lose_their_rows(self, function):
+        with pytest.raises(ValueError, match="Leave out `vectorize_particles`"):
+            self.loss(lambda h: function(h)[:, None].expand(-1, 3))
 
     @pytest.mark.parametrize("guide", [AutoFlipout, AutoLRT, AutoReparameterization])
     def test_of_dimensions_from_the_last(self, guide):

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
-from ..guides import AutoPosterior
+from ..guides._lists import posterior_guides
 from ..posteriors._groups import parameter_groups
-
-
-def posterior_guides(guide: Any) -> list[AutoPosterior]:
-    """The guides of this library that a guide is, or has as parts."""
-    if isinstance(guide, AutoGuideList):
-        return [found for part in guide for found in posterior_guides(part)]
-    return [guide] if isinstance(guide, AutoPosterior) else []
 
 
 def check_guide(guide: Any) -> None:
@@ -27,15 +18,6 @@ def check_guide(guide: Any) -> None:
             f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides, such as "
             "`AutoLRT(model)`, or an `AutoGuideList` with one of them"
         )
-
-
-@contextmanager
-def shared_draws(guide: Any) -> Iterator[None]:
-    """One ordinary weight for all data (:meth:`AutoPosterior.shared_draws`)."""
-    with ExitStack() as stack:
-        for part in posterior_guides(guide):
-            stack.enter_context(part.shared_draws())
-        yield
 
 
 def groups_of(

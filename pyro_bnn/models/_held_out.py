@@ -11,11 +11,11 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ..guides._lists import shared_draws
 from ..infer._data import arguments
 from . import _rng
 from ._bnn import BNN
 from ._contexts import evaluating
-from ._guides import shared_draws
 from ._rows import counts
 from ._state import Module, Store
 
