@@ -802,6 +802,25 @@ def test_callbacks_end_the_training():
     assert history["step"][-1] == 4
 
 
+def _set_stopped(run):
+    run.stopped = True
+
+
+@pytest.mark.parametrize(
+    "stop", [_set_stopped, lambda run: np.bool_(True), lambda run: torch.tensor(2.0) > 1]
+)
+def test_a_callback_ends_training_by_any_truth_value_and_by_the_run(stop):
+    model, guide = bnn()
+    assert fit(model, guide, data(), 5, callbacks=[stop])["step"] == [1]
+
+
+@pytest.mark.parametrize("answer", [None, 1, 2.5, torch.tensor(1.0), False])
+def test_other_answers_of_callbacks_end_nothing(answer):
+    model, guide = bnn()
+    history = fit(model, guide, data(), 5, callbacks=[lambda run: answer])
+    assert history["step"][-1] == 5
+
+
 # Validation.
 
 

@@ -227,9 +227,8 @@ def fit(
                 scheduler.step()
                 if rise is not None:
                     rise.step()
-                for callback in callbacks:
-                    run.stopped |= callback(run) is True
-                run.stopped = among.any(run.stopped) if callbacks else run.stopped
+                if callbacks:
+                    run.stopped = among.any(run.is_stopped_by(callbacks))
                 if run.num_steps % every == 0 or run.num_steps == total or run.stopped:
                     more = {"epoch": run.num_steps / steps}
                     due = (run.num_steps // every) % 10 == 0 or run.num_steps == total

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -122,6 +123,13 @@ class Run:
             loss = self._averaging.loss(*args, **kwargs)
         self._scaler.scale(loss / num_batches).backward()
         self._remember(loss)
+
+    def is_stopped_by(self, callbacks: Iterable[Callable[[Run], Any]]) -> bool:
+        """Calls all callbacks; whether one of them ends the training."""
+        answers = [callback(self) for callback in callbacks]
+        # Of NumPy's and torch's truth values, too, but not of a number that a callback returns.
+        values = (torch.as_tensor(x) for x in answers if isinstance(x, (bool, np.bool_, Tensor)))
+        return self.stopped or any(x.dtype is torch.bool and bool(x.all()) for x in values)
 
     def record(self, **more: float) -> dict[str, float]:
         """Adds the means since the last record to the history."""
