@@ -14,9 +14,11 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_bnn import BNN, bayesianize, likelihoods
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
-from pyro_bnn.infer import diagnose
+from pyro_bnn.infer import TraceKL_ELBO, diagnose
 from pyro_bnn.nn import BayesianLinear
+from pyro_bnn.priors import Normal
 
 
 def conjugate(noise=0.5, size=40):
@@ -174,6 +176,109 @@ def test_trivial_bound_of_classes_and_collapse():
     assert result.collapsed == dict.fromkeys(guide, 1.0)
     assert result.collapsed_fraction == 1
     assert result.moved == 0
+
+
+def normal(y, scale=None, counts=None):
+    """The log density under Normals with the best mean and, unless it is known, scale."""
+    counts = torch.ones_like(y) if counts is None else counts
+    mean = (counts * y).sum(0) / counts.sum(0)
+    best = ((counts * (y - mean).square()).sum(0) / counts.sum(0)).sqrt()
+    return (counts * dist.Normal(mean, best if scale is None else scale).log_prob(y)).sum().item()
+
+
+X3, Y2 = torch.randn(60, 3), torch.randn(60, 2) * torch.tensor([1.0, 5.0]) + torch.tensor([9.0, -7])
+LABELS, ROWS = torch.arange(60) % 3, torch.arange(60) < 20
+WEIGHT = torch.where(LABELS > 0, 0.01, 1.0)
+CONSTANTS = {
+    "noise that is known": (likelihoods.Normal(2.0), {"y": Y2[:, 0]}, normal(Y2[:, 0], 2.0)),
+    "noise that is learned": (likelihoods.Normal(), {"y": Y2[:, 0]}, normal(Y2[:, 0])),
+    "a noise for each target": (likelihoods.Normal(shape=(2,)), {"y": Y2}, normal(Y2)),
+    "one for both": (
+        likelihoods.Normal(),
+        {"y": Y2},
+        normal(Y2, (Y2 - Y2.mean(0)).square().mean().sqrt()),
+    ),
+    "rows that are masked": (
+        likelihoods.Normal(),
+        {"y": torch.where(ROWS, Y2[:, 0], 1e6), "mask": ROWS},
+        normal(Y2[:20, 0]),
+    ),
+    "targets that are masked": (
+        likelihoods.Normal(shape=(2,)),
+        {"y": Y2, "mask": torch.stack([ROWS, ~ROWS], -1)},
+        normal(Y2[:20, 0]) + normal(Y2[20:, 1]),
+    ),
+    "weights": (
+        likelihoods.Normal(),
+        {"y": Y2[:, 0], "weight": WEIGHT},
+        normal(Y2[:, 0], counts=WEIGHT),
+    ),
+    "labels": (
+        likelihoods.Categorical(),
+        {"y": LABELS, "weight": WEIGHT},
+        20 * math.log(1 / 1.02) + 0.4 * math.log(0.01 / 1.02),
+    ),
+    "several labels": (
+        likelihoods.Bernoulli(),
+        {"y": torch.stack([torch.ones(60), (LABELS == 0).float()], -1)},
+        20 * math.log(1 / 3) + 40 * math.log(2 / 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_trivial_bound_is_that_of_the_best_constant_of_each_target(name):
+    torch.manual_seed(0)
+    likelihood, observed, expected = CONSTANTS[name]
+    num_outputs = 3 if isinstance(likelihood, likelihoods.Categorical) else observed["y"][0].numel()
+    # A prior that predicts far from all targets.
+    model = BNN(bayesianize(nn.Linear(3, num_outputs), prior=Normal(0.0, 300.0)), likelihood)
+    guide = AutoLRT(model)
+    result = diagnose(model, guide, {"x": X3, **observed}, num_samples=25)
+    assert result.trivial == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_constant_that_costs_its_kl_divergence_is_no_failure():
+    torch.manual_seed(0)
+    model = Regression(BayesianLinear(1, 1), 1.0)
+    guide = AutoLRT(model)
+    x, y = torch.zeros(500, 1), 1 + torch.randn(500)
+    guide["net.bias"].loc = torch.full((1,), 500 / 501 * y.mean().item())
+    guide["net.bias"].scale = torch.full((1,), 501**-0.5)
+    guide["net.weight"].loc, guide["net.weight"].scale = torch.zeros(1, 1), torch.ones(1, 1)
+    result = diagnose(model, guide, (x, y), num_samples=200)
+    assert result.elbo < result.trivial  # at the exact posterior
+    assert not any("trivial" in finding for finding in result.findings())
+
+
+def test_kl_divergences_count_as_often_as_their_plate_and_follow_what_their_prior_depends_on():
+    torch.manual_seed(0)
+    x = torch.randn(50)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 100, subsample=x):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("obs", dist.Normal(z, 0.5), obs=x)
+
+    guide = AutoReparameterization(model, init_scale=0.5)
+    guide(x)
+    result = diagnose(model, guide, (x,), num_samples=2000)
+    with torch.no_grad():
+        losses = [TraceKL_ELBO().loss(model, guide, x) for _ in range(2000)]
+    mean, error = -sum(losses) / 2000, torch.tensor(losses).std().item() / 2000**0.5
+    assert abs(result.elbo - mean) < 5 * math.hypot(error, result.elbo_error)
+    assert result.importance_bound > result.elbo
+
+
+def test_weights_that_are_alike_have_no_tail():
+    torch.manual_seed(0)
+    model = Regression(BayesianLinear(2, 1, bias=False), 1.0)
+    guide = AutoReparameterization(model, init_scale=1.0)
+    guide["net.weight"].loc = torch.zeros(1, 2)
+    result = diagnose(model, guide, (torch.zeros(5, 2), torch.randn(5)))  # the prior is exact
+    assert result.khat < 0.7
+    assert not any("importance" in finding for finding in result.findings())
 
 
 def test_losses_that_still_fall():

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.ops.stats import fit_generalized_pareto
@@ -20,10 +19,10 @@ from ..guides import AutoPosterior
 from ..kernels import entry_kl
 from ..posteriors import ConstrainedPosterior
 from ..posteriors._pruned import Pruned
+from ._constant import constant_log_likelihood
 from ._data import arguments
 from ._diagnosis import Diagnosis
 from ._draw import draw, likelihood, trace
-from ._kl import analytic_kl
 
 _COLLAPSED = 0.01  # nats: an entry that has learned less equals its prior
 _WINDOW = 1000  # steps
@@ -79,7 +78,10 @@ def diagnose(
         )
     batch = arguments(data)
     with unchanged_buffers():
-        draws = [draw(model, guide, batch) for _ in range(num_samples)]
+        # With gradients, which tell whether a noise is learned.
+        first, sites, observed = draw(model, guide, batch)
+        with torch.no_grad():
+            draws = [first, *(draw(model, guide, batch)[0] for _ in range(num_samples - 1))]
     likelihoods: dict[str, list[float]] = {}
     for one in draws:
         for name, value in one.likelihood.items():
@@ -89,23 +91,16 @@ def diagnose(
             "the model observes nothing with these `data`: give all of its arguments, the "
             "targets included"
         )
-    first = draws[0]
-    exact = {name: _kl(*pair) for name, pair in first.sites.items()}
-    # Where there is no formula, the error of the estimate is part of that of the ELBO.
-    terms = _doubles(
-        sum(d.likelihood.values())
-        - sum(d.ratio[n] if kl is None else kl for n, kl in exact.items())
-        for d in draws
-    )
-    kl = {n: _mean(d.ratio[n] for d in draws) if kl is None else kl for n, kl in exact.items()}
+    terms = _doubles(sum(d.likelihood.values()) - sum(d.kl.values()) for d in draws)
+    kl = {name: _mean(d.kl[name] for d in draws) for name in first.kl}
     log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
-    with unchanged_buffers():
+    with unchanged_buffers(), torch.no_grad():
         prior = _mean(likelihood(model, batch) for _ in range(25))
         noisy = lambda: poutine.replay(model, trace=trace(guide, batch))
         in_training = _doubles(likelihood(noisy(), batch) for _ in range(25))
-    constant = sum(_constant(site) for site in first.observed.values())
+    constant = sum(constant_log_likelihood(site) for site in observed.values())
     return Diagnosis(
-        num_data=_num_data(first.observed),
+        num_data=_num_data(observed),
         elbo=terms.mean().item(),
         elbo_error=terms.std().item() / math.sqrt(num_samples),
         objective=in_training.mean().item() - sum(kl.values()),
@@ -113,37 +108,14 @@ def diagnose(
         trivial=max(prior, constant),
         likelihood={name: _mean(values) for name, values in likelihoods.items()},
         kl=kl,
-        collapsed=_collapsed(first.sites),
+        collapsed=_collapsed(sites),
         signal_to_noise=_signal_to_noise(guide),
         importance_bound=(log_weights.logsumexp(0) - math.log(num_samples)).item(),
         khat=_tail_index(log_weights),
         moved=_moved(losses),
         num_samples=num_samples,
-        _sizes={name: p.shape().numel() for name, (_, p) in first.sites.items()},
+        _sizes={name: p.shape().numel() for name, (_, p) in sites.items()},
     )
-
-
-@torch.no_grad()
-def _kl(q: Any, p: Any) -> float | None:
-    kl = analytic_kl(q, p)
-    return None if kl is None else kl.sum().item()
-
-
-def _constant(site: dict[str, Any]) -> float:
-    """The log-likelihood of the best constant prediction; minus infinity where none is known."""
-    fn, value = innermost(site["fn"]), torch.as_tensor(site["value"]).double()
-    scale = torch.as_tensor(site["scale"]).double().mean().item()
-    if isinstance(fn, dist.Categorical):
-        share = torch.bincount(value.long().reshape(-1)).double() / value.numel()
-    elif isinstance(fn, dist.Bernoulli):
-        share = torch.stack([value.mean(), 1 - value.mean()])
-    elif isinstance(fn, Normal) and value.numel() > 1:
-        variance = value.var(correction=0).clamp_min(1e-30)
-        entropy = 0.5 * (math.log(2 * math.pi * math.e) + variance.log())
-        return -scale * value.numel() * entropy.item()
-    else:
-        return -math.inf
-    return -scale * value.numel() * torch.special.entr(share).sum().item()
 
 
 def _num_data(observed: dict[str, dict[str, Any]]) -> int:
@@ -189,6 +161,8 @@ def _tail_index(log_weights: Tensor) -> float:
     weights = (log_weights - log_weights.max()).sort().values
     tail = math.ceil(min(0.2 * len(weights), 3 * math.sqrt(len(weights))))
     cutoff = weights[-tail - 1].clamp_min(math.log(1e-300))
+    if weights[-1] - cutoff < 1e-3:
+        return -math.inf  # all weights are alike, up to rounding
     largest = weights[weights > cutoff].exp() - cutoff.exp()
     if len(largest) < 5:  # a handful of draws has all of the weight
         return math.inf

@@ -71,7 +71,8 @@ class Diagnosis:
                 "it is that of rows that depend on each other, give all rows one: "
                 "`AutoReparameterization(model)`."
             )
-        if self.elbo < self.trivial:
+        # A constant prediction is learned, too: its mean and its noise cost half of log(n) each.
+        if self.elbo < self.trivial - math.log(n):
             found.append(
                 f"The ELBO ({self.elbo / n:.3f} nats a datum) is below the trivial bound "
                 f"({self.trivial / n:.3f}) of a posterior that has learned nothing: training has "

@@ -11,48 +11,54 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 
 from ..guides import AutoPosterior
+from ._sites import Site, integrable, may_have_kl, site_kl
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # what a model is called with
 
 
 @dataclass
 class Draw:
-    """Log-likelihoods by observed site, and densities by latent site."""
+    """Log-likelihoods by observed site, and densities and KL divergences by latent site."""
 
     likelihood: dict[str, float]
     ratio: dict[str, float]  # log q - log p
-    sites: dict[str, tuple[Any, Any]]  # posterior and prior
-    observed: dict[str, dict[str, Any]]
+    kl: dict[str, float]  # by a formula where there is one, given what is drawn before
 
 
-@torch.no_grad()
-def draw(model: Callable[..., Any], guide: AutoPosterior, batch: Batch) -> Draw:
-    """A sample of the posterior that all rows share."""
+def draw(
+    model: Callable[..., Any], guide: AutoPosterior, batch: Batch
+) -> tuple[Draw, dict[str, tuple[Any, Any]], dict[str, Site]]:
+    """A sample of the posterior that all rows share.
+
+    Returns:
+        Its numbers; posterior and prior of each latent site; and the observed sites.
+    """
     with guide.shared_draws():
-        proposed = prune_subsample_sites(trace(guide, batch))
+        proposed: Any = prune_subsample_sites(trace(guide, batch))
     run: Any = prune_subsample_sites(trace(poutine.replay(model, trace=proposed), batch))
     run.compute_log_prob()
     proposed.compute_log_prob()
-    observed = {n: run.nodes[n] for n in run.observation_nodes}
-    latent = [n for n in run.stochastic_nodes if n in proposed.nodes]
-    return Draw(
+    observed: dict[str, Any] = {n: run.nodes[n] for n in run.observation_nodes}
+    latent = {n: run.nodes[n] for n in run.stochastic_nodes if n in proposed.nodes}
+    guided = {n: proposed.nodes[n] for n in proposed.stochastic_nodes if n in latent}
+    ratio = {n: (guided[n]["log_prob_sum"] - p["log_prob_sum"]).item() for n, p in latent.items()}
+    names = (n for n in integrable(latent, guided) if may_have_kl(latent[n], guided[n]))
+    kls = {n: site_kl(latent[n], guided[n]) for n in names}
+    numbers = Draw(
         {n: site["log_prob_sum"].item() for n, site in observed.items()},
-        {
-            n: (proposed.nodes[n]["log_prob_sum"] - run.nodes[n]["log_prob_sum"]).item()
-            for n in latent
-        },
-        {n: (proposed.nodes[n]["fn"], run.nodes[n]["fn"]) for n in latent},
-        observed,
+        ratio,
+        ratio | {n: kl.sum().item() for n, kl in kls.items() if kl is not None},
     )
+    return numbers, {n: (guided[n]["fn"], p["fn"]) for n, p in latent.items()}, observed
 
 
-@torch.no_grad()
 def trace(function: Callable[..., Any], batch: Batch) -> Any:
     """The trace of a model or guide that is called with a batch."""
     args, kwargs = batch
     return poutine.trace(function).get_trace(*args, **kwargs)
 
 
+@torch.no_grad()
 def likelihood(model: Callable[..., Any], batch: Batch) -> float:
     """The log-likelihood of a batch with what the model samples."""
     run = trace(model, batch)

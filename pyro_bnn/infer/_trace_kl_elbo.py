@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
@@ -21,13 +20,12 @@ from torch import Tensor
 
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
-from ..estimators._estimator import Estimated, small_pair
+from ..estimators._estimator import small_pair
 from ._data import check_data
 from ._finite import check_finite, check_leaves
-from ._kl import add_up, analytic_kl, joint_kl
+from ._kl import add_up, joint_kl
 from ._particles import check_particles
-
-Site: TypeAlias = Any  # a message of Pyro's, which is a dictionary
+from ._sites import Site, integrable, may_have_kl, site_kl
 
 
 class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
@@ -93,7 +91,7 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         if self.kl_weight != 1:
             for site in (*latent.values(), *proposed.values()):
                 site["scale"] = self.kl_weight * site["scale"]
-        _fill_in_kls([(latent[n], proposed[n]) for n in _integrable(latent, proposed)])
+        _fill_in_kls([(latent[n], proposed[n]) for n in integrable(latent, proposed)])
         # Both leave alone what has been filled in.
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
@@ -151,22 +149,6 @@ def _is_latent(site: Site) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-def _integrable(latent: dict[str, Site], proposed: dict[str, Site]) -> list[str]:
-    """Sites over which the guide may be integrated, given what it has drawn before.
-
-    The prior of a site may depend on all sites before it in the model. If the guide draws one of
-    them later, it may depend on this site, whose KL divergence given the drawn value is then no
-    unbiased estimate. The posteriors of weights depend on nothing.
-    """
-    order = {name: i for i, name in enumerate(proposed)}
-    names, last = [], -1
-    for name in (name for name in latent if name in order):
-        if isinstance(proposed[name]["fn"], Estimated) or order[name] > last:
-            names.append(name)
-        last = max(last, order[name])
-    return names
-
-
 def _fill_in_kls(sites: list[tuple[Site, Site]]) -> None:
     """Puts the KL divergences of sites in the places of their densities, if there are formulas.
 
@@ -175,32 +157,21 @@ def _fill_in_kls(sites: list[tuple[Site, Site]]) -> None:
     small: dict[float, list[tuple[Site, Site, Any]]] = defaultdict(list)
     for model_site, guide_site in sites:
         q, p = guide_site["fn"], model_site["fn"]
-        scale, mask = guide_site["scale"], guide_site["mask"]
-        alike = _equal(model_site["mask"], mask) and _equal(model_site["scale"], scale)
-        # What Pyro registers for a Delta leaves out its density, a Jacobian in Pyro's own guides.
-        if not alike or not q.has_rsample or isinstance(q, Delta):
+        if not may_have_kl(model_site, guide_site):
             continue
-        pair = small_pair(q, p)
-        if pair is not None and mask is None and isinstance(scale, (int, float)):
+        pair, scale = small_pair(q, p), guide_site["scale"]
+        if pair is not None and guide_site["mask"] is None and isinstance(scale, (int, float)):
             small[scale].append((model_site, guide_site, pair))
             continue
-        kl = analytic_kl(q, p)
+        kl = site_kl(model_site, guide_site)
         if kl is not None:
-            log_prob = -scale_and_mask(kl.expand(q.batch_shape), scale, mask)
-            _fill_in(model_site, guide_site, log_prob, torch.zeros_like(log_prob))
+            _fill_in(model_site, guide_site, -kl, torch.zeros_like(kl))
     for scale, group in small.items():
         log_prob = -scale_and_mask(add_up(joint_kl(pair for _, _, pair in group)), scale)
         zero = log_prob.new_zeros(())
         for i, (model_site, guide_site, _) in enumerate(group):
             _fill_in(model_site, guide_site, zero if i else log_prob, zero)
             model_site["joint"] = guide_site["fn"]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two scales or masks, each a number, a tensor or None, are the same."""
-    if a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor)):
-        return a is b or a == b
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def _fill_in(model_site: Site, guide_site: Site, log_prob: Tensor, zero: Tensor) -> None:
