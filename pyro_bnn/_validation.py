@@ -18,7 +18,8 @@ from ._tensors import has_values
 
 def check_numbers(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, (numbers.Real, Tensor)):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number and not (isinstance(value, Tensor) and value.numel() == 1):
             raise TypeError(f"`{name}` (={value!r}) must be a number")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -70,6 +72,21 @@ def test_uniformity_is_the_chi_square_test():
     assert result == pytest.approx(chisquare(counts, expected).pvalue, rel=1e-6)
 
 
+def test_ranks_of_discrete_variables_are_uniform():
+    torch.manual_seed(0)
+
+    def model(x, y=None):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((200,), 0.3)).to_event(1))
+        return pyro.sample("obs", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    def exact(x, y):
+        odds = (y - 0.5).exp() * 0.3 / 0.7
+        return {"z": torch.bernoulli((odds / (1 + odds)).expand(9, -1))}
+
+    ranks = sbc_ranks(model, exact, None, num_simulations=20, num_samples=9)["z"]
+    assert uniformity(ranks, num_ranks=10, num_bins=10) > LEVEL
+
+
 def test_errors():
     x, model = orthogonal(2)
     samples = torch.zeros(SAMPLES, 2, 3)
@@ -80,7 +97,10 @@ def test_errors():
         sbc_ranks(model, lambda x, y: {}, x, site="y")
     with pytest.raises(ValueError, match="`num_simulations`"):
         sbc_ranks(model, lambda x, y: {}, x, num_simulations=0)
-    for ranks in (torch.zeros(0), torch.tensor([-1]), torch.tensor([100])):
+    with pytest.raises(ValueError, match=r"NaN among the samples of `net\.weight`"):
+        sbc_ranks(model, lambda x, y: {"net.weight": torch.full((SAMPLES, 1, 2), math.nan)}, x)
+    bad = (torch.zeros(0), torch.tensor([-1]), torch.tensor([100]), torch.tensor([math.nan, 3.7]))
+    for ranks in bad:
         with pytest.raises(ValueError, match="`num_ranks`"):
             uniformity(ranks, 100)
     for num_bins in (1, 101):

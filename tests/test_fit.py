@@ -526,6 +526,10 @@ def test_supports_that_depend_on_outputs_are_those_of_their_rows():
         ("epochs", math.inf),
         ("num_data", "24"),
         ("device", "meta"),
+        ("device", "foo"),
+        ("device", f"cuda:{torch.cuda.device_count()}"),
+        ("seed", -1),
+        ("seed", 2**32),
         ("checkpoint", "no/such/folder/a.pt"),
         ("checkpoint", "."),
     ],
@@ -543,7 +547,10 @@ def test_bad_arguments_are_refused(argument, value):
     ("argument", "value"),
     [("lr", "1e-2"), ("warmup", None), ("clip_norm", "1"), ("clip_factor", "2"),
      ("kl_weight", "1"), ("vectorize_particles", 1), ("vectorize_particles", None),
-     ("callbacks", print), ("callbacks", ["print"])],
+     ("callbacks", print), ("callbacks", ["print"]), ("lr", True), ("lr", torch.ones(2)),
+     ("kl_weight", torch.ones(2)), ("seed", 1.5), ("seed", "a"), ("checkpoint", 3),
+     ("optimizer", torch.optim.Adam([torch.ones(1)])), ("optimizer", lambda groups: None),
+     ("optimizer", lambda groups: torch.optim.LBFGS(groups[0]["params"])), ("optimizer", "Adam")],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_refused(argument, value):
     model, guide = bnn()
@@ -551,6 +558,50 @@ def test_arguments_of_a_wrong_type_are_refused(argument, value):
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fit(model, guide, data(), 1, **{argument: value})
     assert equal(before, state(model, guide))
+
+
+def test_parameters_that_training_cannot_find_are_named():
+    parts = {"body": nn.Linear(3, 4), "head": bayesianize(nn.Linear(4, 1))}
+
+    def model(x, y=None):
+        mean = parts["head"](parts["body"](x)).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("obs", dist.Normal(mean, 0.1), obs=y)
+
+    x, y = data()
+    guide = AutoLRT(model)
+    guide(x, y)
+    with pytest.warns(UserWarning, match=r"2 parameters .*\(4, 3\).* not trained.*attribute"):
+        fit(model, guide, (x, y), 1)
+    parts["body"].requires_grad_(False)
+    fit(model, guide, (x, y), 1)  # warnings are errors
+
+
+def test_a_weight_of_0_needs_no_warm_up():
+    model, guide = bnn()
+    with pytest.raises(ValueError, match=r"`kl_weight` .*`warmup=0`"):
+        fit(model, guide, data(), 1, kl_weight=0.0)
+    fit(model, guide, data(), 1, kl_weight=0.0, warmup=0)
+
+
+def test_whole_numbers_may_be_floats():
+    settings = {"num_particles": 2.0, "accumulate": 2.0, "patience": 3.0, "num_data": 24.0}
+    model, guide = bnn()
+    assert fit(model, guide, data(), 4.0, batch_size=6, **settings)["step"][-1] == 8
+
+
+@pytest.mark.parametrize(("bad", "where"), [(math.nan, "x"), (math.nan, "y"), (math.inf, "y")])
+@pytest.mark.parametrize("given", ["data", "validation"])
+def test_values_of_a_later_batch_are_refused_before_the_first_step(bad, where, given):
+    x, y = data()
+    {"x": x, "y": y}[where][-1] = bad
+    model, guide = bnn()
+    before = state(model, guide)
+    settings = {"validation": (x, y)} if given == "validation" else {}
+    with pytest.raises(ValueError, match="in `validation`.*`" if settings else f"`{where}`"):
+        fit(model, guide, data() if settings else (x, y), 1, batch_size=5, **settings)
+    assert equal(before, state(model, guide))
+    assert model.num_data is None
 
 
 def test_bad_validation_data_are_named():

@@ -13,8 +13,10 @@ from torch import nn
 
 from pyro_bnn import bayesianize
 from pyro_bnn.compat import Standalone
-from pyro_bnn.guides import AutoLRT
+from pyro_bnn.guides import AutoLRT, AutoMixture
+from pyro_bnn.infer import kl
 from pyro_bnn.nn import BayesianConv2d, BayesianEmbedding, BayesianLinear, BayesianLSTM
+from pyro_bnn.priors import HierarchicalNormal, Normal, ScaleMixture
 
 
 def network(guide):
@@ -146,3 +148,18 @@ def test_a_second_use_of_a_weight_in_float16_sees_the_same_weight():
     # Biases are a four-hundredth of the outputs; float16 has 11 bits.
     assert (second - first).abs().max() < 2**-10 * first.abs().max()
     assert (doubled - 2 * first).abs().max() < 2e-2 * first.abs().max()
+
+
+@pytest.mark.parametrize("prior", [Normal(), HierarchicalNormal(), ScaleMixture()])
+@pytest.mark.parametrize("make", [AutoLRT, AutoMixture])
+def test_kl_divergences_of_many_weights_do_not_overflow_in_float16(make, prior):
+    divergences = []
+    for dtype in (torch.float16, torch.float32):
+        torch.manual_seed(0)
+        layer = BayesianLinear(300, 300, prior=prior, dtype=dtype)
+        posterior = make(layer)["weight"].distribution(shared=True)
+        divergences.append(kl(posterior, layer.weight_prior()).value.sum())
+    half, single = divergences
+    assert half.dtype == torch.float32
+    assert single > torch.finfo(torch.float16).max
+    assert half.item() == pytest.approx(single.item(), rel=0.01)

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -199,7 +200,7 @@ def test_the_warmup_ends_at_one(name):
 
 def test_a_warmup_goes_on_from_its_state():
     elbo, other = TraceKL_ELBO(), TraceKL_ELBO()
-    warmup = KLWarmup(elbo, steps=10)
+    warmup = KLWarmup(elbo, steps=np.int64(10))
     for _ in range(4):
         warmup.step()
     again = KLWarmup(other, steps=3)
@@ -210,9 +211,14 @@ def test_a_warmup_goes_on_from_its_state():
         again.step()
     assert again.is_finished
     assert other.kl_weight == 1
+    state = warmup.state_dict()
     with pytest.raises(ValueError, match="`state_dict` has the entries"):
         warmup.load_state_dict({"num_steps": 3})
-    assert warmup.num_steps == 4
+    for bad in ({"steps": 0}, {"num_steps": -1}, {"num_steps": None}, {"start": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            warmup.load_state_dict({**state, "kl_weight": 2.0, **bad})
+    assert warmup.state_dict() == state
+    assert elbo.kl_weight == 0.4
 
 
 def test_a_cold_posterior_is_named():
@@ -226,6 +232,8 @@ def test_a_cold_posterior_is_named():
         warmup.step()
         weights.append(elbo.kl_weight)
     assert weights == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    with pytest.raises(ValueError, match=r"assign 1.0 to it first$"):
+        KLWarmup(TraceKL_ELBO(kl_weight=0.0), steps=4)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +244,8 @@ def test_a_cold_posterior_is_named():
         ({"steps": 10.0}, TypeError, r"`steps` \(=10.0\) must be an integer"),
         ({"steps": math.inf}, TypeError, r"`steps` \(=inf\) must be an integer"),
         ({"steps": True}, TypeError, r"`steps` \(=True\) must be an integer"),
+        ({"steps": 3, "start": "0"}, TypeError, r"`start` \(='0'\) must be a number"),
+        ({"steps": 3, "kl_weight": "1"}, TypeError, r"`kl_weight` \(='1'\) must be a number"),
         ({"steps": 3, "start": -0.1}, ValueError, r"`start` \(=-0.1\) must be at least 0"),
         ({"steps": 3, "start": 1.0}, ValueError, r"`start` \(=1.0\) .* below the weight"),
         ({"steps": 3, "start": math.nan}, ValueError, r"`start` \(=nan\)"),

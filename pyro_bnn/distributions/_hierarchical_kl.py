@@ -9,7 +9,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
-from ..kernels import HALF_LOG_2_PI, in_double, location_scale_bound
+from ..kernels import HALF_LOG_2_PI, in_double, in_single, location_scale_bound
 from ._bounds import register_bound
 from ._correlated_normal import CorrelatedNormal
 from ._grouped import Grouped
@@ -90,7 +90,7 @@ def _moment_and_entropy(base: Distribution, p: Grouped, is_whole: bool) -> tuple
         is_whole: whether all there is to know is the sum of entropies.
     """
     if isinstance(base, NormalMixture):
-        log_weight, loc, scale = normal_components(base)
+        log_weight, loc, scale = map(in_single, normal_components(base))
         moment = (log_weight.exp() * ((loc - p.loc).square() + scale.square())).sum(0)
         bound = summed_mixture_entropy_bound if is_whole else mixture_entropy_bound
         return moment, bound(base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, Normal
 
-from ..kernels import HALF_LOG_2_PI, mixture_bound, summed_mixture_bound
+from ..kernels import HALF_LOG_2_PI, in_single, mixture_bound, summed_mixture_bound
 from ._bounds import register_bound
 from ._normal_mixture import NormalMixture, normal_components
 
@@ -44,22 +44,27 @@ def mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
         NotImplementedError: if either is neither a Normal nor a mixture of Normals.
     """
     dims = max(len(q.batch_shape), len(p.batch_shape))
-    return mixture_bound(*normal_components(q, dims), *normal_components(p, dims))
+    return mixture_bound(*_components(q, dims), *_components(p, dims))
 
 
 def summed_mixture_kl_bound(q: Distribution, p: Distribution) -> Tensor:
     """The sum of :func:`mixture_kl_bound` over all entries of two distributions of equal shape."""
-    return summed_mixture_bound(normal_components(q), normal_components(p))
+    return summed_mixture_bound(_components(q), _components(p))
 
 
 def mixture_entropy_bound(q: Distribution) -> Tensor:
     """The lower bound on the entropy of each entry that :func:`mixture_kl_bound` is made of."""
-    return HALF_LOG_2_PI - mixture_bound(*normal_components(q))
+    return HALF_LOG_2_PI - mixture_bound(*_components(q))
 
 
 def summed_mixture_entropy_bound(q: Distribution) -> Tensor:
     """The sum of :func:`mixture_entropy_bound` over all entries."""
-    return HALF_LOG_2_PI * q.batch_shape.numel() - summed_mixture_bound(normal_components(q), [])
+    return HALF_LOG_2_PI * q.batch_shape.numel() - summed_mixture_bound(_components(q), [])
+
+
+def _components(d: Distribution, dims: int = 0) -> list[Tensor]:
+    """Those of :func:`normal_components`, in float32 at least: sums over weights are large."""
+    return [in_single(t) for t in normal_components(d, dims)]
 
 
 register_bound(Normal, MixtureSameFamily)(mixture_kl_bound)

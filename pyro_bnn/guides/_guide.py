@@ -154,8 +154,7 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         Returns:
             The samples by site name.
         """
-        if not self.allow_nan and not torch.jit.is_tracing():
-            self._check_nan(args, kwargs)
+        self._check_nan(args, kwargs)
         if not self._is_told_of_ranks and is_one_of_several() and not is_compiling():
             self._is_told_of_ranks = warn_of_svi()
         if self.prototype_trace is None:
@@ -204,6 +203,9 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         return {name: self[name].quantiles(probs) for name in self}
 
     def _check_nan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises a ValueError for arguments of the model with NaN, unless they are allowed."""
+        if self.allow_nan or torch.jit.is_tracing():
+            return
         model = None if self._model is None else self._model[0]
         found = nan_arguments(model, args, kwargs, among=is_checked)
         if found:

@@ -29,7 +29,8 @@ def sbc_ranks(
 
     If :math:`q` is the posterior, every rank is uniform on :math:`\{0, \dots, S\}`
     (:func:`uniformity`). Ranks that pile up at both ends tell of posteriors that are too narrow,
-    ranks in the middle of posteriors that are too wide. Mean-field posteriors are exact only if the
+    ranks in the middle of posteriors that are too wide. Ties, of discrete variables, are broken at
+    random. Mean-field posteriors are exact only if the
     variables are independent under the posterior, which is rare in networks.
 
     Args:
@@ -48,7 +49,7 @@ def sbc_ranks(
     Raises:
         TypeError: if a number is no integer.
         ValueError: if one is not positive, if the model does not sample ``site``, or samples of
-            ``infer`` are of other sites or another number.
+            ``infer`` are of other sites or another number, or NaN.
 
     References:
         Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian inference
@@ -81,8 +82,11 @@ def sbc_ranks(
                 posterior = sampler(posterior, (x,), {})(num_samples)
         _check(posterior, values, num_samples)
         for name, value in values.items():
-            smaller = posterior[name].reshape(num_samples, *value.shape) < value
-            ranks.setdefault(name, []).append(smaller.sum(0))
+            samples = posterior[name].reshape(num_samples, *value.shape)
+            rank, ties = (samples < value).sum(0), (samples == value).sum(0)
+            if bool(ties.any()):  # of discrete variables, any of the ranks that they share
+                rank += (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
+            ranks.setdefault(name, []).append(rank)
     return {name: torch.stack(found) for name, found in ranks.items()}
 
 
@@ -106,7 +110,8 @@ def uniformity(ranks: Tensor, num_ranks: int, num_bins: int = 20) -> float:
         >>> uniformity(torch.arange(100), num_ranks=100)
         1.0
     """
-    if not ranks.numel() or ranks.min() < 0 or ranks.max() >= num_ranks:
+    is_rank = (ranks >= 0) & (ranks < num_ranks) & (ranks == ranks.long())
+    if not ranks.numel() or not bool(is_rank.all()):
         raise ValueError(
             f"`ranks` must be integers from 0 to `num_ranks` (={num_ranks}) - 1, at least one: "
             "`num_ranks` is the number of samples plus 1"
@@ -134,6 +139,8 @@ def _check(posterior: Mapping[str, Tensor], values: Mapping[str, Tensor], num_sa
             "of all latent sites of the model"
         )
     for name, value in values.items():
+        if bool(posterior[name].isnan().any()):
+            raise ValueError(f"`infer` has returned NaN among the samples of `{name}`: mend it")
         if len(posterior[name]) != num_samples or posterior[name][0].numel() != value.numel():
             raise ValueError(
                 f"`infer` has returned samples of `{name}` of shape "

@@ -23,6 +23,7 @@ from ._constant import constant_log_likelihood
 from ._data import arguments
 from ._diagnosis import Diagnosis
 from ._draw import draw, likelihood, trace
+from ._samples import check_count
 
 _COLLAPSED = 0.01  # nats: an entry that has learned less equals its prior
 _WINDOW = 1000  # steps
@@ -69,6 +70,7 @@ def diagnose(
     """
     if not isinstance(guide, AutoPosterior):
         raise TypeError(f"`guide` (={type(guide).__name__}) must be one of pyro_bnn.guides")
+    check_count("num_samples", num_samples)
     if num_samples < 25:
         raise ValueError(f"`num_samples` (={num_samples}) must be at least 25, for a tail index")
     if not isinstance(data, (tuple, list, Mapping)):
@@ -76,7 +78,7 @@ def diagnose(
             f"`data` (={type(data).__name__}) must be the arguments of the model, in a tuple "
             "`(x, y)` or a dictionary; of a DataLoader, give a batch, `next(iter(loader))`"
         )
-    batch = arguments(data)
+    batch, moved = arguments(data), _moved(losses)
     with unchanged_buffers():
         # With gradients, which tell whether a noise is learned.
         first, sites, observed = draw(model, guide, batch)
@@ -112,7 +114,7 @@ def diagnose(
         signal_to_noise=_signal_to_noise(guide),
         importance_bound=(log_weights.logsumexp(0) - math.log(num_samples)).item(),
         khat=_tail_index(log_weights),
-        moved=_moved(losses),
+        moved=moved,
         num_samples=num_samples,
         _sizes={name: p.shape().numel() for name, (_, p) in sites.items()},
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral
 from typing import Any
 
 from pyro.infer.elbo import ELBOModule
 from torch import nn
+
+from .._validation import check_numbers
 
 _WRAPPERS = ("_orig_mod", "module")  # of torch.compile, and of data parallelism
 
@@ -59,24 +63,15 @@ class KLWarmup:
         self, elbo_or_wrapper: Any, steps: int, *, start: float = 0.0, kl_weight: float = 1.0
     ) -> None:
         target = _weighted(elbo_or_wrapper)
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"`steps` (={steps!r}) must be an integer, a number of training steps")
-        if steps < 1:
-            raise ValueError(f"`steps` (={steps}) must be positive; without a warm-up, use none")
-        if not kl_weight > 0:
-            raise ValueError(f"`kl_weight` (={kl_weight}) must be positive: it is that of the end")
-        if not 0 <= start < kl_weight:
-            raise ValueError(
-                f"`start` (={start}) must be at least 0 and below the weight at the end, "
-                f"{kl_weight}"
-            )
+        _check(steps, start, kl_weight)
         if target.kl_weight != kl_weight:
+            stay = f", or pass `kl_weight={target.kl_weight}` if the weight is to stay there"
             raise ValueError(
                 f"`elbo_or_wrapper` has the `kl_weight` {target.kl_weight}, which a warm-up to "
-                f"{kl_weight} would replace: assign {kl_weight} to it first, or pass "
-                f"`kl_weight={target.kl_weight}` if the weight is to stay there in the end"
+                f"{kl_weight} would replace: assign {kl_weight} to it first"
+                f"{stay if target.kl_weight else ''}"
             )
-        self.steps, self.start, self.kl_weight = steps, start, kl_weight
+        self.steps, self.start, self.kl_weight = int(steps), start, kl_weight
         self.num_steps = 0
         self._target = target
         self._set()
@@ -100,13 +95,19 @@ class KLWarmup:
         """Goes on where another warm-up was, with its arguments, and sets the weight.
 
         Raises:
-            ValueError: if ``state_dict`` is not what :meth:`state_dict` returns.
+            ValueError: if ``state_dict`` is not what :meth:`state_dict` returns; nothing changed.
         """
         expected, given = set(self.state_dict()), set(state_dict)
         if expected != given:
             raise ValueError(
                 f"`state_dict` has the entries {sorted(given)}, not {sorted(expected)}: give that "
                 "of a KLWarmup"
+            )
+        _check(*(state_dict[name] for name in ("steps", "start", "kl_weight")))
+        num_steps = state_dict["num_steps"]
+        if not isinstance(num_steps, Integral) or num_steps < 0:
+            raise ValueError(
+                f"`num_steps` (={num_steps!r}) of `state_dict` must be a number of calls"
             )
         self.__dict__.update(state_dict)
         self._set()
@@ -120,6 +121,22 @@ class KLWarmup:
         return (
             f"KLWarmup(step {self.num_steps} of {self.steps}, kl_weight="
             f"{self._target.kl_weight:.3g}, {'finished' if self.is_finished else 'not finished'})"
+        )
+
+
+def _check(steps: Any, start: Any, kl_weight: Any) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, Integral):
+        raise TypeError(f"`steps` (={steps!r}) must be an integer, a number of training steps")
+    if steps < 1:
+        raise ValueError(f"`steps` (={steps}) must be positive; without a warm-up, use none")
+    check_numbers(start=start, kl_weight=kl_weight)
+    if not 0 < kl_weight < math.inf:
+        raise ValueError(
+            f"`kl_weight` (={kl_weight}) must be positive and finite: it is that of the end"
+        )
+    if not 0 <= start < kl_weight:
+        raise ValueError(
+            f"`start` (={start}) must be at least 0 and below the weight at the end, {kl_weight}"
         )
 
 

@@ -9,7 +9,7 @@ from ._mixture_kl import mixture_bound, summed_mixture_bound
 from ._normal_kl import entry_kl, gaussian_kl, is_number, unexpanded
 from ._output_noise import square, with_noise
 from ._signs import random_signs, random_words
-from ._sums import HALF_LOG_2_PI, exact_sum, in_double, log_sum, number
+from ._sums import HALF_LOG_2_PI, exact_sum, in_double, in_single, log_sum, number
 from ._switch import are_enabled, enabled, is_plain
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "flatten",
     "gaussian_kl",
     "in_double",
+    "in_single",
     "is_number",
     "is_plain",
     "joint",

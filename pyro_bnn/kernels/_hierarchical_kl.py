@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from ._normal_kl import centered
 from ._second_order import gradients_with_graph
-from ._sums import exact_sum, in_double, number
+from ._sums import exact_sum, in_double, in_single, number
 from ._switch import is_plain
 
 
@@ -25,8 +25,7 @@ def location_scale_bound(
         share: the variance of an entry in units of the square of its scale.
         entropy: that of the posterior with scales of 1.
     """
-    if loc.dtype in (torch.float16, torch.bfloat16):
-        loc, scale = loc.float(), scale.float()
+    loc, scale = in_single(loc), in_single(scale)
     group_scale = getattr(p, "scale", None)
     others = (getattr(p, name) for name in p.arg_constraints if name not in ("loc", "scale"))
     if is_plain() or any(other.requires_grad for other in others):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import is_transformed
-from ._sums import exact_sum
+from ._sums import exact_sum, in_single
 from ._switch import is_plain
 
 
@@ -41,10 +41,8 @@ def gaussian_kl(
         terms has more digits than these have.
     """
     inputs: Any = (loc, scale, unexpanded(prior_loc), unexpanded(prior_scale))
-    if loc.dtype in (torch.float16, torch.bfloat16):
-        inputs = (t.float() for t in inputs)
     function: Any = _formula if is_plain() else _GaussianKL.apply
-    return function(*inputs, share, constant)
+    return function(*map(in_single, inputs), share, constant)
 
 
 def _formula(

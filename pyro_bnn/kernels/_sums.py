@@ -44,6 +44,11 @@ def number(x: Tensor) -> Any:
     return x.item() if x.is_cpu and not is_transformed() else x
 
 
+def in_single(x: Tensor) -> Tensor:
+    """In float32, if its precision is lower: a sum of many terms has more digits than these."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def in_double(x: Tensor) -> Tensor:
     """In float64, on devices that have it."""
     return x if x.device.type == "mps" else x.double()

@@ -24,7 +24,7 @@ from ._contexts import training, unchanged_on_error
 from ._guides import check_guide, groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
-from ._optimizer import Clipping, adam, schedule
+from ._optimizer import Clipping, optimizer_of, schedule
 from ._progress import Progress
 from ._ranks import together
 from ._run import Objective, Run
@@ -144,7 +144,7 @@ def fit(
         True
     """
     check_guide(guide)
-    check_counts(
+    epochs, num_data, num_particles, accumulate, patience, checkpoint_every = check_counts(
         epochs=epochs,
         num_data=num_data,
         num_particles=num_particles,
@@ -152,8 +152,8 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
-    check_rates(lr, scale_lr, warmup, clip_norm, clip_factor)
-    check_options(autocast, callbacks, device, vectorize_particles)
+    check_rates(lr, scale_lr, kl_weight, warmup, clip_norm, clip_factor)
+    check_options(autocast, callbacks, device, seed, vectorize_particles)
     check_checkpoint(checkpoint, resume)
     among = together(ranks)
     parts = {**modules("model", model), "guide": guide}
@@ -187,7 +187,7 @@ def fit(
         stored = parameters(names)
         others = [p for part in parts.values() for p in part.parameters()] + stored
         groups = groups_of(guide, others, lr, scale_lr)
-        made = (adam if optimizer is None else optimizer)(groups)
+        made = optimizer_of(groups, optimizer)
         scheduler = LambdaLR(made, lambda step: schedule(step / total))
         loss: Any = elbo(model, guide)  # type: ignore[arg-type]
         averaging = Averaging(loss, parts.values(), stored, among, lambda: move(train.first()))

@@ -84,10 +84,11 @@ class Likelihood(PyroModule):
         """Raises a ValueError if targets are outside of the support of the distribution."""
         if torch.jit.is_tracing():
             return
-        valid = distribution.support.check(y)
-        if not bool(valid.all()):
-            fits = valid.shape == y.shape[: valid.dim()]
-            example = f", such as {y[~valid].flatten()[0].item():g}" if fits else ""
+        bad, valid = ~y.isfinite(), distribution.support.check(y)  # real numbers may be infinite
+        if bool(bad.any()) or not bool(valid.all()):
+            if valid.shape == y.shape[: valid.dim()] and not bool(bad.any()):
+                bad = ~valid
+            example = f", such as {y[bad].flatten()[0].item():g}" if bool(bad.any()) else ""
             raise ValueError(
                 f"`y` has values outside of {self._support(distribution)}{example}: "
                 f"{self._remedy(distribution)}"

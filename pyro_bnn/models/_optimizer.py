@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,25 @@ def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     parameters = [p for group in groups for p in group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=fused)
+
+
+def optimizer_of(
+    groups: list[dict[str, Any]], make: Callable[[Any], Any] | None
+) -> torch.optim.Optimizer:
+    """The optimizer of parameter groups that a function makes, by default :func:`adam`."""
+    example = "`lambda groups: torch.optim.SGD(groups, momentum=0.9)`"
+    if isinstance(make, torch.optim.Optimizer) or not (make is None or callable(make)):
+        raise TypeError(
+            f"`optimizer` (={type(make).__name__}) must be a function that makes an optimizer of "
+            f"the parameter groups, {example}"
+        )
+    made = (adam if make is None else make)(groups)
+    if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        raise TypeError(
+            f"`optimizer` returned a {type(made).__name__}: return an optimizer of torch that "
+            f"needs no closure, {example}"
+        )
+    return made
 
 
 def schedule(done: float) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Collection
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Categorical, constraints
 
-from .._validation import check_numbers, check_positive, is_count
+from .._validation import check_kl_weight, check_numbers, check_positive, is_count
+from ..guides._lists import posterior_guides
 from ..guides._sites import referred_modules
 from ..infer._data import arguments
 from . import _rng
@@ -27,18 +30,25 @@ from ._rows import innermost
 from ._run import Objective
 
 
-def check_counts(**given: Any) -> None:
-    """Raises a ValueError for what is no positive integer, nor None where that has a meaning."""
+def check_counts(**given: Any) -> list[Any]:
+    """Integers; raises a ValueError for what is none, nor None where that has a meaning."""
     for name, value in given.items():
         is_none = value is None and name in ("epochs", "num_data", "patience")
         if not is_none and not is_count(value):
             raise ValueError(f"`{name}` (={value}) must be a positive integer")
+    return [None if value is None else int(value) for value in given.values()]
 
 
 def check_rates(
-    lr: float, scale_lr: float, warmup: float, clip_norm: float | None, clip_factor: float | None
+    lr: float,
+    scale_lr: float,
+    kl_weight: float,
+    warmup: float,
+    clip_norm: float | None,
+    clip_factor: float | None,
 ) -> None:
     check_positive(lr=lr, scale_lr=scale_lr)
+    check_kl_weight(kl_weight)
     clips = {"clip_norm": clip_norm, "clip_factor": clip_factor}
     given = {name: value for name, value in clips.items() if value is not None}
     check_numbers(warmup=warmup, **given)
@@ -46,6 +56,8 @@ def check_rates(
         raise ValueError(
             f"`warmup` (={warmup}) is a fraction of the steps: it must be at least 0 and below 1"
         )
+    if warmup and not kl_weight:
+        raise ValueError("`kl_weight` (=0) leaves nothing to warm up: pass `warmup=0`, too")
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"`clip_norm` (={clip_norm}) must be positive and finite")
     if clip_factor is not None and not 1 < clip_factor < math.inf:
@@ -54,21 +66,35 @@ def check_rates(
         )
 
 
-def check_options(autocast: Any, callbacks: Any, device: Any, vectorize_particles: Any) -> None:
+def check_options(
+    autocast: Any, callbacks: Any, device: Any, seed: Any, vectorize_particles: Any
+) -> None:
     if not isinstance(vectorize_particles, bool):
         raise TypeError(f"`vectorize_particles` (={vectorize_particles!r}) must be True or False")
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"`autocast` (={autocast}) must be torch.bfloat16, torch.float16 or None")
     if not isinstance(callbacks, Collection) or not all(map(callable, callbacks)):
         raise TypeError(f"`callbacks` (={callbacks!r}) must be a list of functions of the run")
-    if device is not None and torch.device(device).type == "meta":
-        raise ValueError("`device` (='meta') has no values: give one to train on")
+    if seed is not None and (type(seed) is bool or not isinstance(seed, Integral)):
+        raise TypeError(f"`seed` (={seed!r}) must be an integer")
+    if seed is not None and not 0 <= int(seed) < 2**32:
+        raise ValueError(f"`seed` (={seed}) must be at least 0 and below 2**32")
+    if device is not None:
+        try:
+            torch.zeros(1, device=device).item()
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+            cause = str(error).partition("\n")[0]
+            raise ValueError(
+                f"`device` (={str(device)!r}) cannot be used ({cause}): give one to train on"
+            ) from error
 
 
 def check_checkpoint(checkpoint: Any, resume: bool) -> None:
     if resume and checkpoint is None:
         raise ValueError("`resume` (=True) needs the file: give it as `checkpoint`")
     if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise TypeError(f"`checkpoint` (={checkpoint!r}) must be the path of a file")
         path = Path(checkpoint)
         if path.is_dir() or not path.parent.is_dir():
             raise ValueError(f"`checkpoint` (={str(path)!r}) must be a file in an existing folder")
@@ -119,9 +145,13 @@ def prepare(
                 "a tuple `(x, y)`"
             )
         with poutine.trace(param_only=True) as capture:
-            elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
-        for given in (train,) if held_out is None else (train, held_out):
-            _check_targets(model, given, move)
+            loss = elbo(model, guide)(*args, **kwargs)  # type: ignore[arg-type]
+        _check_rows(model, guide, train, move)
+        if held_out is not None:
+            try:
+                _check_rows(model, guide, held_out, move)
+            except ValueError as error:
+                raise ValueError(f"in `validation`: {error}") from error
         if held_out is not None:
             log_density(model, guide, [move(held_out.first())], num_samples=1)
     if (len(train) > 1 or train.is_part) and not elbo.is_scaled:
@@ -134,12 +164,42 @@ def prepare(
     known = {id(p) for part in parts for p in part.parameters()}
     nodes: dict[str, Any] = dict(capture.trace.nodes.items())
     found = {name: site["value"].unconstrained() for name, site in nodes.items()}
+    held = known | {id(p) for p in found.values()}
+    unknown = [p for p in _leaves(loss) if id(p) not in held]
+    if unknown:
+        warnings.warn(
+            f"the model uses {len(unknown)} parameters (of shapes "
+            f"{[tuple(p.shape) for p in unknown[:3]]}) that are not trained, since they are of no "
+            "module that it is or refers to: make their module an attribute of the model, or "
+            "freeze them by `requires_grad_(False)`",
+            stacklevel=3,
+        )
     return number, [name for name, p in found.items() if id(p) not in known]
 
 
-def _check_targets(model: Any, given: Batches, move: Callable[[Any], Any]) -> None:
-    """Checks the targets of all rows that are at hand, so that no step finds bad ones."""
-    if not isinstance(model, BNN) or not isinstance(given, TensorBatches):
+def _leaves(loss: Any) -> list[nn.Parameter]:
+    """The parameters that a loss is computed from."""
+    found: dict[int, nn.Parameter] = {}
+    seen, waiting = set(), [getattr(loss, "grad_fn", None)]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter):
+            found[id(leaf)] = leaf
+        waiting += [after for after, _ in node.next_functions]
+    return list(found.values())
+
+
+def _check_rows(model: Any, guide: Any, given: Batches, move: Callable[[Any], Any]) -> None:
+    """Checks all rows that are at hand, so that no step finds bad ones."""
+    if not isinstance(given, TensorBatches):
+        return
+    for part in posterior_guides(guide):
+        part._check_nan(*arguments(given.data))
+    if not isinstance(model, BNN):
         return
     distribution = None
     for batch in given.all_rows():

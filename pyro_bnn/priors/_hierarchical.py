@@ -10,7 +10,7 @@ import torch
 
 from .. import distributions
 from .._axes import Axes
-from .._validation import check_positive
+from .._validation import check_numbers, check_positive
 from ._groups import GROUPS, group_dims
 
 
@@ -55,6 +55,7 @@ class HierarchicalNormal:
         if self.groups not in GROUPS:
             raise ValueError(f'`groups` (={self.groups!r}) must be "tensor", "input" or "output"')
         check_positive(concentration=self.concentration, rate=self.rate)
+        check_numbers(loc=self.loc)
         if not math.isfinite(self.loc):
             raise ValueError(f"`loc` (={self.loc}) must be finite")
 
