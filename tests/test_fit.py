@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -558,6 +559,17 @@ def test_arguments_of_a_wrong_type_are_refused(argument, value):
     with pytest.raises(TypeError, match=f"`{argument}`"):
         fit(model, guide, data(), 1, **{argument: value})
     assert equal(before, state(model, guide))
+
+
+def test_networks_train_in_several_threads():
+    """Pyro's handlers are one stack for all threads."""
+
+    def train(seed):
+        model, guide = bnn()
+        return fit(model, guide, data(), 20)["step"][-1]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(train, range(12))) == [20] * 12
 
 
 def test_parameters_that_training_cannot_find_are_named():

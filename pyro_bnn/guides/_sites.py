@@ -21,6 +21,7 @@ from torch import nn
 from .._callers import callers
 from .._parameter_store import isolated_context
 from .._pyro import BoundPartial, make_name
+from .._threads import PYRO
 from ..nn._prior import Prior
 
 
@@ -187,7 +188,7 @@ def _latent_sites(handlers: list[Messenger], name: str, fn: Any, prior: Any) -> 
     wrapped: Callable[[], None] = InitMessenger(_placeholder)(statement)
     for handler in reversed(handlers):
         wrapped = handler(wrapped)
-    with poutine.block():
+    with PYRO, poutine.block():
         trace = poutine.trace(wrapped).get_trace()
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site["is_observed"]:

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoGuideList
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from .._threads import PYRO
 from ..guides import AutoPosterior
 from ..infer import KLWarmup
 from ._averaging import Averaging, check_whole
@@ -158,7 +159,7 @@ def fit(
     among = together(ranks)
     parts = {**modules("model", model), "guide": guide}
     check_whole(parts.values())
-    with unchanged_on_error(*parts.values()):
+    with PYRO, unchanged_on_error(*parts.values()):
         if seed is not None:
             pyro.set_rng_seed(seed)
         for part in parts.values():
@@ -223,7 +224,8 @@ def fit(
         while not run.stopped and train.num_epochs < epochs:
             epoch = train.weighted()
             while not run.stopped and (group := list(itertools.islice(epoch, accumulate))):
-                run.step(group)
+                with PYRO:
+                    run.step(group)
                 scheduler.step()
                 if rise is not None:
                     rise.step()

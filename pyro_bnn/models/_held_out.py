@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from .._threads import PYRO
 from ..guides._lists import shared_draws
 from ..infer._data import arguments
 from . import _rng
@@ -39,7 +40,7 @@ def log_density(
     """
     density, num_rows = 0.0, 0.0
     # One weight for all rows, as in predictions: rows may interact in the network.
-    with _rng.preserved(), evaluating(model, guide), shared_draws(guide):
+    with PYRO, _rng.preserved(), evaluating(model, guide), shared_draws(guide):
         torch.manual_seed(_SEED)
         for batch in data:
             args, kwargs = arguments(batch)
