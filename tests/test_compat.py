@@ -249,6 +249,26 @@ def test_gradients_against_finite_differences(kind):
 
 
 @EACH
+def test_an_ensemble_is_one_vectorised_call(kind):
+    modules = [Standalone(net, kind.make(net)) for net in (bayesian_mlp(3, 4, 1) for _ in "abc")]
+    x, _ = data()
+    states = torch.func.stack_module_state(modules)
+
+    def call(parameters, buffers):
+        return torch.func.functional_call(modules[0], (parameters, buffers), (x,))
+
+    for module in modules:
+        module.sample = False
+    output, kl = torch.vmap(call)(*states)
+    for i, module in enumerate(modules):
+        torch.testing.assert_close((output[i], kl[i]), module(x))
+    modules[0].sample = True
+    output, again = torch.vmap(call, randomness="different")(*states)
+    torch.testing.assert_close(again, kl)
+    assert torch.isfinite(output).all()
+
+
+@EACH
 def test_sample_or_mean(kind):
     net = bayesian_mlp(3, 4, 1)
     module = Standalone(net, kind.make(net), sample=False)

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from .._torch import flatten_dense_tensors, unflatten_dense_tensors
 from ._second_order import gradients_with_graph
+from ._switch import is_plain
 
 # Up to this size, the time of an operation is that of calling it.
 MAX_SIZE = 1 << 13
@@ -33,7 +34,8 @@ def joint(
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """The entries of all tensors, end to end."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    # The one operation has neither a derivative nor a rule for `torch.vmap`.
+    if is_plain() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return torch.cat([t.reshape(-1) for t in tensors])
     return flatten_dense_tensors(tensors)
 
