@@ -41,7 +41,6 @@ def check_particles(
     """
     if not posterior_guides(guide) or vars(guide).get("_are_particles_checked"):
         return
-    guide._are_particles_checked = True
 
     def traces(source: Callable[..., Any]) -> tuple[Any, Any]:
         runs = (poutine.trace(f).get_trace(*args, **kwargs) for f in (source, vectorized(source)))
@@ -73,8 +72,10 @@ def check_particles(
             one, many = traces(model)
             expected, found = alone(one), together(many)
         except (RuntimeError, ValueError):
-            return  # a prior need not be proper, nor all of its draws suit the model
-        _compare(found, expected, lambda: alone(_nudged(one), 1))
+            pass  # a prior need not be proper, nor all of its draws suit the model
+        else:
+            _compare(found, expected, lambda: alone(_nudged(one), 1))
+    guide._are_particles_checked = True
 
 
 def _take_first(one: Any, many: Any) -> None:
