@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from kinds import GUIDES
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroSample
 from pyro.poutine import replay, trace
 from torch import nn
@@ -22,6 +22,7 @@ from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoRadial, AutoReparameteriza
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.posteriors import _together
 from pyro_bnn.posteriors._together import distributions
+from pyro_bnn.priors import Normal
 
 MODES = [True, False]  # with reentrance, and without
 
@@ -120,6 +121,7 @@ def alone(net, model, guide, x):
 FORMS = {
     "svi": svi_step(TraceKL_ELBO(num_particles=2)),
     "pyro": svi_step(Trace_ELBO(num_particles=2)),
+    "mean-field": svi_step(TraceMeanField_ELBO()),
     "module": by_module,
     "losses": several_losses,
     "standalone": alone,
@@ -135,7 +137,8 @@ def gradients(net, guide, form, x):
     guide(x)
     torch.manual_seed(3)
     form(net, model, guide, x)
-    return {"x": x.grad} | {name: p.grad for name, p in guide.named_parameters()}
+    parameters = [*guide.named_parameters(), *net.named_parameters(prefix="net")]
+    return {"x": x.grad} | {name: p.grad for name, p in parameters}
 
 
 def assert_same(found, expected):
@@ -218,6 +221,37 @@ def test_checkpoints_inside_checkpoints_and_two_of_them(kind, mode):
             for m in (None, mode)
         )
         assert_same(found, expected)
+
+
+class Again(nn.Module):
+    """Uses one layer before a checkpoint, twice in it, and in another one."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.first, self.mode, self.out = nn.Linear(3, 4), mode, nn.Linear(4, 1)
+        self.layer, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def inner(self, x):
+        return self.drop(self.layer(self.drop(self.layer(x)).tanh()))
+
+    def forward(self, x):
+        x = self.layer(self.first(x).tanh())
+        for part in (self.inner, self.layer):
+            x = part(x) if self.mode is None else checkpoint(part, x, use_reentrant=self.mode)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("form", ["svi", "pyro", "mean-field", "standalone"])
+@pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("network", [Again])
+def test_weights_with_learned_scales_that_are_used_again(network, kind, form):
+    def build(mode):
+        torch.manual_seed(0)
+        return pyro_bnn.bayesianize(network(mode), prior=Normal(0, 1, learnable_scale=True))
+
+    x = torch.randn(6, 3)
+    expected, found = (gradients(build(m), kind.make, FORMS[form], x) for m in (None, False))
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("guide", [AutoReparameterization, AutoFlipout, AutoLRT])

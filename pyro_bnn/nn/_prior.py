@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from .._axes import Axes
 from .._parameters import read
+from .._recomputation import unseen
 from .._tensors import has_values
 from .._validation import size_mismatch
 from ..distributions._parts import Path, children, replaced, tensors_of
@@ -78,8 +79,9 @@ class Prior(PyroModule):
     def forward(self) -> dist.TorchDistribution:
         """The prior, with event shape that of the weight."""
         if self._pyro_params:
-            values = {name: read(self, name) for name in self._pyro_params}
-            return self._expanded(self._rebuilt(values))
+            with unseen():  # by a second use of the weight, for which Pyro asks no prior
+                values = {name: read(self, name) for name in self._pyro_params}
+                return self._expanded(self._rebuilt(values))
         assert self._bound is not None
         return self._bound
 
