@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.nn.functional as F
 from kinds import GUIDES
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroSample
@@ -241,9 +242,17 @@ class Again(nn.Module):
         return self.out(x)
 
 
+class Apart(Again):
+    """Reads a weight outside of a call of its layer."""
+
+    def inner(self, x):
+        weight, bias = self.layer.weight, self.layer.bias
+        return self.drop(F.linear(x, weight, bias) / weight.norm())
+
+
 @pytest.mark.parametrize("form", ["svi", "pyro", "mean-field", "standalone"])
 @pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("network", [Again])
+@pytest.mark.parametrize("network", [Again, Apart])
 def test_weights_with_learned_scales_that_are_used_again(network, kind, form):
     def build(mode):
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .._axes import Axes
+from .._recomputation import is_recomputing
 from .._validation import plain_state
 from ..estimators._draw import SharedSample, draw
 from ..priors import Normal
@@ -129,12 +130,19 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class SitePrior:
-    """The prior of a site: what the layer's module of that name returns."""
+    """The prior of a site: what the layer's module of that name returns.
+
+    In a recomputation outside of a call of the network, the value that the site had.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, layer: PyroModule) -> Any:
+        context = layer._pyro_context
+        if is_recomputing() and context.used and not context.active:
+            with context:  # of which a function that reads weights by itself is outside, by then
+                return getattr(layer, self.name.removesuffix("_prior"))
         # A call would count as a run of the network, after which no model can contain it.
         return getattr(layer, self.name).forward()
 
