@@ -250,9 +250,19 @@ class Apart(Again):
         return self.drop(F.linear(x, weight, bias) / weight.norm())
 
 
+class SameInput(Again):
+    """Applies a layer to one input inside and outside of a checkpoint."""
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        part = lambda x: self.drop(self.layer(x).tanh()) * self.layer(x)
+        inner = part(x) if self.mode is None else checkpoint(part, x, use_reentrant=self.mode)
+        return self.out(self.layer(x) + inner)
+
+
 @pytest.mark.parametrize("form", ["svi", "pyro", "mean-field", "standalone"])
 @pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("network", [Again, Apart])
+@pytest.mark.parametrize("network", [Again, Apart, SameInput])
 def test_weights_with_learned_scales_that_are_used_again(network, kind, form):
     def build(mode):
         torch.manual_seed(0)

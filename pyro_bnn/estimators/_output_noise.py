@@ -72,7 +72,7 @@ class Use:
         return self.map == map and self.input.shape == input.shape
 
     def repeated(self, weight: LRTSample, input: Tensor, bias: LRTSample | None) -> Use:
-        """The same use in a recomputation."""
+        """The same noise once more, as in a recomputation."""
         is_trained = wants_grad(weight.scale) or wants_grad(input)
         is_reentrant = is_trained and not self.scale.requires_grad
         if is_reentrant:
