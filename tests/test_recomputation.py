@@ -260,9 +260,27 @@ class SameInput(Again):
         return self.out(self.layer(x) + inner)
 
 
+class Decoded(nn.Module):
+    """Looks rows of a large table up in checkpoints, and decodes by the whole of it in between."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.first, self.table, self.drop = nn.Linear(3, 4), nn.Embedding(3000, 4), nn.Dropout(0.5)
+        self.mode, self.decoder = mode, nn.Linear(4, 3000, bias=False)
+        self.decoder.weight = self.table.weight
+
+    def forward(self, x):
+        inner, rows = lambda rows: self.drop(self.table(rows)), torch.arange(len(x)) % 4
+        part = inner
+        if self.mode is not None:
+            part = lambda rows: checkpoint(inner, rows, use_reentrant=self.mode)
+        decoded = self.drop(self.decoder(self.first(x) + part(rows)))
+        return (decoded.mean(1) + part(rows + 2).sum(1)).unsqueeze(1)
+
+
 @pytest.mark.parametrize("form", ["svi", "pyro", "mean-field", "standalone"])
 @pytest.mark.parametrize("kind", GUIDES, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("network", [Again, Apart, SameInput])
+@pytest.mark.parametrize("network", [Again, Apart, SameInput, Decoded])
 def test_weights_with_learned_scales_that_are_used_again(network, kind, form):
     def build(mode):
         torch.manual_seed(0)

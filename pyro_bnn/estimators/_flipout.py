@@ -65,6 +65,7 @@ class Noise:
         self._sample_shape = sample_shape
         self._standard: Tensor | None = None
         self._noise = noise
+        self._is_given = noise is not None
         self._rows: list[Tensor] = []  # those of an embedding that have been looked up
         self._position: Tensor | None = None
 
@@ -106,25 +107,30 @@ class Noise:
 
     def look_up(self, map: Lookup, index: Tensor) -> Tensor:
         """The noise of the rows at an index; no other row is drawn."""
-        known = self._standard is not None or self._noise is not None
-        whole = known or not self._is_normal
+        whole = self._is_given or not self._is_normal
         # What is traced, or on the meta device, has no shapes that depend on values.
         if whole or len(self.shape) > 2 or is_transformed() or index.is_meta:
             return map(index, self.noise)
         index = index.long()  # other integers are no indices to all functions
+        # Of the same form whether all rows are drawn or not, as they may be in a recomputation.
+        return map(index, again(self._base.scale)) * self._standard_rows(index)
+
+    def _standard_rows(self, index: Tensor) -> Tensor:
+        if is_recomputing():
+            for drawn in self._rows:
+                in_step(drawn, partial(self._randn, drawn.shape))
+        if self._standard is not None:
+            return self._standard[index]
         if self._position is None:
             self._position = index.new_full(self.shape[:1], -1)
         new = index.unique()
         new = new[self._position[new] < 0]
-        if is_recomputing():
-            for drawn in self._rows:
-                in_step(drawn, partial(self._randn, drawn.shape))
         if len(new) or not self._rows:
             start = sum(len(drawn) for drawn in self._rows)
             self._position[new] = start + torch.arange(len(new), device=index.device)
             self._rows.append(self._randn((len(new), self.shape[1])))
         rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows)
-        return map(index, again(self._base.scale)) * rows[self._position[index]]
+        return rows[self._position[index]]
 
     def _randn(self, shape: tuple[int, ...]) -> Tensor:
         loc = self._base.loc
