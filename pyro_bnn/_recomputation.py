@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ._torch import backward_id, saves_are_watched
+from ._torch import (
+    backward_id,
+    disable_current_modes,
+    operations_are_counted,
+    saves_are_watched,
+)
 
 
 def is_recomputing() -> bool:
@@ -37,6 +42,14 @@ def again(x: Tensor) -> Tensor:
     return leaf
 
 
+def drawn(known: Tensor | None, draw: Callable[[], Tensor]) -> Tensor:
+    """Random numbers, which are drawn unless they are known."""
+    if known is not None:
+        return in_step(known, draw)
+    with unseen():
+        return draw()
+
+
 def in_step(known: Tensor, draw: Callable[[], Tensor]) -> Tensor:
     """Random numbers that are known, for which the generator is to move on as it did before.
 
@@ -48,7 +61,7 @@ def in_step(known: Tensor, draw: Callable[[], Tensor]) -> Tensor:
     generator: Any = torch.cuda if known.is_cuda else torch
     where = (known.device,) if known.is_cuda else ()
     state = generator.get_rng_state(*where)
-    with torch.no_grad():
+    with torch.no_grad(), unseen():
         same = torch.equal(draw(), known)
     if not same:
         generator.set_rng_state(state, *where)
@@ -58,12 +71,19 @@ def in_step(known: Tensor, draw: Callable[[], Tensor]) -> Tensor:
 def unseen() -> AbstractContextManager[Any]:
     """A context for what is computed once and kept, whoever asks first.
 
-    Recomputation without reentrance counts the tensors that are saved, which would be fewer the
-    second time.
+    Recomputation without reentrance counts the tensors that are saved, and where it is selective
+    the operations, too, which would be fewer the second time.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not saves_are_watched():
         return nullcontext()
-    return saved_tensors_hooks(_same, _same) if saves_are_watched() else nullcontext()
+    hooks = saved_tensors_hooks(_same, _same)
+    return _unseen_by_both(hooks) if operations_are_counted() else hooks
+
+
+@contextmanager
+def _unseen_by_both(hooks: AbstractContextManager[Any]) -> Iterator[None]:
+    with hooks, disable_current_modes():
+        yield
 
 
 def _same(x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch.autograd import Variable, forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.utils import _ntuple
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 # Convolutions of any number of dimensions, and normalizations of batches and instances: torch has
 # public classes for each number only, as `(nn.Conv1d, nn.Conv2d, nn.Conv3d)` and their lazy ones.
@@ -32,6 +33,10 @@ unflatten_dense_tensors = _unflatten_dense_tensors
 # A tensor without entries, by which `torch.export` and `torch.compile` trace. A public test for
 # one, and fake tensors of other subclasses, would replace these; a draw is made outside of modes.
 disable_current_modes = _disable_current_modes
+
+# The modes of `create_selective_checkpoint_contexts`, which count the operations of each kind, of
+# which a recomputation must have as many. A public context outside of the count would replace them.
+_SELECTIVE = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
 
 # Lets a subclass of tensors read what is stored in itself. `Tensor.__torch_function__` does so in a
 # call of a function, at twice the cost.
@@ -78,6 +83,11 @@ def saves_are_watched() -> bool:
     if _hooks_of_saves is None:
         return not _is_functorch_active()  # whose transforms take no such hooks
     return _hooks_of_saves(False) is not None
+
+
+def operations_are_counted() -> bool:
+    """Whether a selective checkpoint takes the operations, or its recomputation."""
+    return isinstance(_get_current_dispatch_mode(), _SELECTIVE)
 
 
 #: Attributes of torch's classes that a subclass reads or defines, and what would replace each.

@@ -12,7 +12,11 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroSample
 from pyro.poutine import replay, trace
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import pyro_bnn
 from pyro_bnn._recomputation import Call
@@ -288,6 +292,44 @@ def test_weights_with_learned_scales_that_are_used_again(network, kind, form):
 
     x = torch.randn(6, 3)
     expected, found = (gradients(build(m), kind.make, FORMS[form], x) for m in (None, False))
+    assert_same(found, expected)
+
+
+PRODUCTS = torch.ops.aten.addmm, torch.ops.aten.mul, torch.ops.aten.convolution
+RANDOM = torch.ops.aten.randn, torch.ops.aten.randint, torch.ops.aten.native_dropout
+
+
+class Whole(nn.Module):
+    """Reads a weight as a whole, too, and draws numbers itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.layer(x) * self.layer.weight.norm() * torch.randn(4)
+
+
+@pytest.mark.parametrize("saved", [PRODUCTS, RANDOM], ids=["products", "random"])
+@pytest.mark.parametrize("form", ["svi", "standalone"])
+@pytest.mark.parametrize(
+    "guide",
+    [*(kind.make for kind in GUIDES), partial(AutoRadial, estimator=Flipout())],
+    ids=[*(kind.name for kind in GUIDES), "radial flipout"],
+)
+@pytest.mark.parametrize("part", [Tied, Embedded, Whole, convolutions])
+def test_selective_checkpoints_find_each_operation_again(part, guide, form, saved):
+    def policy(ctx, operation, *args, **kwargs):
+        is_saved = operation.overloadpacket in saved
+        return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+    options = {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
+    x, part = torch.randn(6, 3), part()
+    nets = [network(part, None), network(part, False, **options)]
+    learned = Normal(0, 1, learnable_scale=True)
+    expected, found = (
+        gradients(pyro_bnn.bayesianize(net, prior=learned), guide, FORMS[form], x) for net in nets
+    )
     assert_same(found, expected)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from .._recomputation import again, in_step, is_recomputing, unseen
+from .._recomputation import again, drawn, in_step, is_recomputing, unseen
 from .._torch import is_transformed
 from ..distributions._joint import take
 from ..kernels import random_signs
@@ -85,24 +85,23 @@ class Noise:
 
     @property
     def value(self) -> Tensor:
-        if not self._is_normal and not is_recomputing():
-            return self._base.from_noise(self.standard)
-        return again(self._base.loc) + self.noise
+        with unseen():
+            if not self._is_normal and not is_recomputing():
+                return self._base.from_noise(self.standard)
+            return again(self._base.loc) + self.noise
 
     @property
     def standard(self) -> Tensor:
-        if self._standard is None:
-            self._standard = self._draw()
-            return self._standard
-        return in_step(self._standard, self._draw)
+        self._standard = drawn(self._standard, self._draw)
+        return self._standard
 
     def _draw(self) -> Tensor:
         if not self._is_normal:
             return self._base.standard_noise(self._sample_shape)
         standard = self._randn(self.shape)
         if self._position is not None:
-            drawn = self._position >= 0
-            standard[drawn] = torch.cat(self._rows)[self._position[drawn]]
+            known = self._position >= 0
+            standard[known] = torch.cat(self._rows)[self._position[known]]
         return standard
 
     def look_up(self, map: Lookup, index: Tensor) -> Tensor:
@@ -117,8 +116,8 @@ class Noise:
 
     def _standard_rows(self, index: Tensor) -> Tensor:
         if is_recomputing():
-            for drawn in self._rows:
-                in_step(drawn, partial(self._randn, drawn.shape))
+            for rows in self._rows:
+                in_step(rows, partial(self._randn, rows.shape))
         if self._standard is not None:
             return self._standard[index]
         if self._position is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._recomputation import again, in_step, is_recomputing, unseen
+from .._recomputation import again, drawn, is_recomputing, unseen
 from .._tensors import wide
 from .._torch import is_transformed
 from ..distributions._joint import take
@@ -77,7 +77,9 @@ class LRTSample(Sample):
 
     @property
     def scale(self) -> Tensor:
-        return again(self._scale())
+        with unseen():
+            scale = self._scale()
+        return again(scale)
 
     @property
     def variance(self) -> Tensor:
@@ -92,10 +94,8 @@ class LRTSample(Sample):
 
     @property
     def value(self) -> Tensor:
-        if self._noise is None:
-            self._noise = self._randn()
-        noise = in_step(self._noise, self._randn)
-        return torch.addcmul(again(self.loc), self.scale, noise)
+        self._noise = drawn(self._noise, self._randn)
+        return torch.addcmul(again(self.loc), self.scale, self._noise)
 
     def _randn(self) -> Tensor:
         return torch.randn(self.shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -138,11 +138,9 @@ class LRTSample(Sample):
         return output
 
     def bias_noise(self, map: LinearMap, input: Tensor, output: Tensor, samples: int) -> Tensor:
-        noise = self._bias_noise.get(output.shape)
-        if noise is None or not map.remembers:
-            noise = self._bias_noise[output.shape] = torch.randn_like(output)
-        elif is_recomputing():
-            in_step(noise, lambda: torch.randn_like(output))
+        noise = self._bias_noise.get(output.shape) if map.remembers else None
+        noise = drawn(noise, lambda: torch.randn_like(output))
+        self._bias_noise[output.shape] = noise
         return map.align_bias(self.scale) * noise
 
 

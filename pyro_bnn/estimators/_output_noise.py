@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._recomputation import again, in_step
+from .._recomputation import again, drawn, unseen
 from ..kernels import with_noise
 from ._draw import wants_grad
 from ._maps import LinearMap
@@ -62,7 +62,7 @@ class Use:
         rows = map.rows(input, weight.shape[: -map.weight_dim])
         shape = rows + rest.shape[rest.dim() - 1 - map.space :]
         draw = lambda: torch.randn(shape, dtype=rest.dtype, device=rest.device)
-        self.epsilon = draw() if epsilon is None else in_step(epsilon, draw)
+        self.epsilon = drawn(epsilon, draw)
 
     @property
     def random(self) -> Tensor:
@@ -120,4 +120,5 @@ def closest(uses: list[Use], input: Tensor) -> Use:
     """The use whose input was this one, up to rounding errors of a recomputation."""
     if len(uses) == 1:
         return uses[0]
-    return min(uses, key=lambda use: float((use.input.detach() - input.detach()).abs().sum()))
+    with unseen():
+        return min(uses, key=lambda use: float((use.input.detach() - input.detach()).abs().sum()))

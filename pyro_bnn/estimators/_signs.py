@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from .._recomputation import in_step
+from .._recomputation import in_step, unseen
 from ..kernels import random_words
 
 Pair = tuple[Tensor, Tensor | None]  # signs, and what they are of
@@ -27,6 +27,7 @@ class Signs:
                 if words is not None:
                     in_step(words, partial(random_words, words.shape, words.device))
                 return signs
-        signs, words = make()
+        with unseen():
+            signs, words = make()
         self.drawn.append((number, side, signs, words))
         return signs
