@@ -13,8 +13,8 @@ from torch.autograd import Variable, forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.utils import _ntuple
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
-from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 # Convolutions of any number of dimensions, and normalizations of batches and instances: torch has
 # public classes for each number only, as `(nn.Conv1d, nn.Conv2d, nn.Conv3d)` and their lazy ones.
@@ -35,8 +35,10 @@ unflatten_dense_tensors = _unflatten_dense_tensors
 disable_current_modes = _disable_current_modes
 
 # The modes of `create_selective_checkpoint_contexts`, which count the operations of each kind, of
-# which a recomputation must have as many. A public context outside of the count would replace them.
-_SELECTIVE = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
+# which a recomputation must have as many. A public context outside of the count would replace them;
+# a torch without them has no selective checkpoints.
+_NAMES = ("_CachingTorchDispatchMode", "_CachedTorchDispatchMode")
+_SELECTIVE = tuple(getattr(checkpoint, name) for name in _NAMES if hasattr(checkpoint, name))
 
 # Lets a subclass of tensors read what is stored in itself. `Tensor.__torch_function__` does so in a
 # call of a function, at twice the cost.
