@@ -108,6 +108,7 @@ INTERNALS = {
     "_differentiable_loss_particle": "a public hook for the loss of a particle",
     "_get_traces": "a public iterator over the traces of particles",
     "_pyro_sample": "a public hook for a statement",
+    "_mask": "a public attribute of a masked distribution",
     # Set by initialization functions, where reparameterizers may put another value.
     "_pyro_custom_init": "an argument of `init_loc_fn`",
 }
