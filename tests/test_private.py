@@ -29,7 +29,8 @@ OF_TORCH = [
     Distribution(validate_args=False),
     nn.Linear(1, 1).state_dict(),
 ]
-OF_PYRO = [PyroModule(), AutoGuide(lambda: None), Trace_ELBO(), ParamStoreDict()]
+MASKED = pyro.distributions.Normal(0.0, 1.0).mask(True)
+OF_PYRO = [PyroModule(), AutoGuide(lambda: None), Trace_ELBO(), ParamStoreDict(), MASKED]
 LISTED = _torch.INTERNALS.keys() | _pyro.INTERNALS.keys()
 PRIVATE = LISTED | {name for owner in [*OF_TORCH, *OF_PYRO] for name in dir(owner)}
 OF_THE_STANDARD_LIBRARY = {"_slotnames"}
