@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -186,6 +188,35 @@ def test_nothing_is_changed_and_shared_draws_pass():
     torch.set_rng_state(state)
     other(X, torch.ones(ROWS))
     assert torch.equal(after, torch.get_rng_state())
+
+
+FIRST = {
+    "no gradients": (torch.no_grad, ROWS),
+    "shared draws": (AutoFlipout.shared_draws, ROWS),
+    "one row": (nullcontext, 1),
+    "no targets": (nullcontext, ROWS),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_later_call_tells_what_the_first_could_not(name):
+    model = BNN(Net(nn.Linear(3, 1), lambda h: h - h.mean()), likelihoods.Normal(1.0))
+    guide, y = AutoFlipout(model), torch.ones(ROWS)
+    guide.load_state_dict(guide.state_dict())  # one that is loaded may predict first
+    context, rows = FIRST[name]
+    batch = (X,) if name == "no targets" else (X[:rows], y[:rows])
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    with context(guide) if name == "shared draws" else context():
+        guide(*batch)
+        guide(*batch)
+    guide()  # what is no run of the model
+    assert len(runs) == (2 if context is nullcontext else 1)  # to find sites, and to look at rows
+    with pytest.warns(UserWarning, match=r"several rows"):
+        guide(X[:4], y[:4])
+    del runs[:]
+    guide(X, y)
+    assert not runs
 
 
 def test_a_step_tells_it_where_the_user_stands():

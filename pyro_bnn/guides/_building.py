@@ -21,7 +21,7 @@ from ..posteriors import ConstrainedPosterior, Posterior
 from ..posteriors._normal import is_real
 from ._dry_run import dry_run
 from ._initialization import default_scale
-from ._interaction import warn_of_interaction
+from ._interaction import Interaction
 from ._late import check_no_ddp
 from ._no_data import warn_of_no_data
 from ._sites import is_handled, may_observe
@@ -29,7 +29,7 @@ from ._sites import is_handled, may_observe
 PosteriorFactory = Callable[..., Posterior]
 
 
-class Building:
+class Building(Interaction):
     """The first call of a guide, which finds the sites that only a run of the model reveals."""
 
     _context_of_model: IsolatedContext | None = None
@@ -70,7 +70,6 @@ class Building:
             self[name].adapt(sites[name]["fn"])
         for name, posterior in new.items():
             self._attach(name, posterior)
-        warn_of_interaction(self, trace, args, kwargs)
         for name in list(trace.nodes):
             if name not in sites:  # these nodes hold the data
                 trace.remove_node(name)

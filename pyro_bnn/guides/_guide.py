@@ -77,8 +77,9 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
             latent or data; at any call if an argument contains NaN.
 
     Warns:
-        UserWarning: at the first call if an observed value depends on several rows of the output
-            of a layer, and the guide draws noise for each row; see :doc:`/posteriors`.
+        UserWarning: at the first call with gradients and several rows if an observed value depends
+            on several rows of the output of a layer, and the guide draws noise for each row; see
+            :doc:`/posteriors`.
     """
 
     #: Makes the posterior of a weight from ``loc``, ``scale`` and ``event_dim``.
@@ -160,6 +161,8 @@ class AutoPosterior(ByName, SavedWhole, Building, LearningRates, AutoGuide):  # 
         if self.prototype_trace is None:
             with watched(self):
                 self._setup_prototype(*args, **kwargs)
+        if not self._is_told_of_rows:
+            self._check_rows(args, kwargs)
         plates = self._create_plates(*args, **kwargs)
         prototype: Any = self.prototype_trace
         sites = dict(prototype.iter_stochastic_nodes())

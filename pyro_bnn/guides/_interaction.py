@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine import Trace
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
 from torch.distributions import Independent
 from torch.nn.modules.module import register_module_forward_hook
@@ -26,7 +26,26 @@ from ._dry_run import dry_run
 from ._no_data import to_caller
 
 
-def warn_of_interaction(guide: Any, found: Trace, args: Any, kwargs: Any) -> None:
+class Interaction:
+    """The check of a guide whether rows interact, at the first call whose data can tell."""
+
+    _is_told_of_rows = False
+    _data_looked_at = (-1, 0)
+
+    def _check_rows(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.is_shared or is_transformed() or self._model is None:
+            return
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return
+        # Where the data told nothing, others may that have targets, too, or more rows; anything
+        # that is no record is let pass, so that training costs no more.
+        data = _amount(args, kwargs)
+        if data > self._data_looked_at:
+            self._data_looked_at = data
+            self._is_told_of_rows = warn_of_interaction(self, args, kwargs)
+
+
+def warn_of_interaction(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     r"""Warns if a value of an observed site depends on several rows of a layer's output.
 
     Flipout and local reparameterization give each row its own noise. This is right if the
@@ -37,30 +56,35 @@ def warn_of_interaction(guide: Any, found: Trace, args: Any, kwargs: Any) -> Non
 
     Args:
         guide: the guide, which has all of its posteriors.
-        found: the first run of its model, for the values of its sites.
-        args, kwargs: what the model was given.
+        args, kwargs: what the model is given.
+
+    Returns:
+        Whether the data can tell: something is observed, and there are several rows, or no site
+        has noise for each.
     """
-    if guide.is_shared or is_transformed() or not found.observation_nodes:
-        return
-    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-        return
-    sites: dict[str, Any] = dict(found.iter_stochastic_nodes())
-    noisy = [name for name in sites if not isinstance(guide[name].estimator, Shared)]
-    if not noisy:
-        return
-    zeros: dict[str, list[Tensor]] = {name: [] for name in noisy}
-    found = found.copy()
-    for name in noisy:
-        value = draw(_Probe(sites[name]["value"], zeros[name]))
-        found.nodes[name] = sites[name] | {"value": value}
-    model = poutine.replay(guide._model[0], found)
+    sites = dict(guide.prototype_trace.iter_stochastic_nodes())
+    zeros: dict[str, list[Tensor]] = {
+        name: [] for name in sites if not isinstance(guide[name].estimator, Shared)
+    }
+    if not zeros:
+        return True
+
+    def initial(site: dict[str, Any]) -> Tensor:
+        name = site["name"]
+        value = guide._prototype_value(set(), site) if name in sites else site["fn"].sample()
+        return draw(_Probe(value, zeros[name])) if name in zeros else value
+
+    model = InitMessenger(initial)(guide._model[0])
     with dry_run(), poutine.block(), pyro.validation_enabled(False), _batches_apart():
-        run = poutine.trace(model).get_trace(*args, **kwargs)
+        try:
+            run: Any = poutine.trace(model).get_trace(*args, **kwargs)
+        except Exception:  # a guide that has its sites takes any arguments, as in `guide()`
+            return False
         densities = {name: _factors(run.nodes[name]) for name in run.observation_nodes}
         seen = [
             (name, weight)
             for name, density in densities.items()
-            for weight in noisy
+            for weight in zeros
             if _see_several(density, zeros[weight])
         ]
     if seen:
@@ -73,6 +97,13 @@ def warn_of_interaction(guide: Any, found: Trace, args: Any, kwargs: Any) -> Non
             "or, if the rows are parts of one example, let these be a dimension behind the first",
             stacklevel=to_caller(),
         )
+    return bool(densities) and any(len(rows) > 1 for some in zeros.values() for rows in some)
+
+
+def _amount(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """How many tensors a model is given, and how many numbers."""
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    return len(given), sum(x.numel() for x in given)
 
 
 class _Probe(SharedSample):
