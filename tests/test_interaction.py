@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -50,6 +51,13 @@ def summed(net, x):
     density = dist.Normal(net(x), 1.0).log_prob(torch.ones(ROWS, 1))
     pyro.factor("obs", density.sum())
     pyro.sample("other", dist.Normal(net.body[3].bias, 1.0), obs=torch.ones(1))
+
+
+def cox(net, x, function=lambda risk: risk - risk.logcumsumexp(0)):
+    """The partial likelihood of survival times, each of which depends on all later ones."""
+    factors = function(net(x).squeeze(-1))
+    with pyro.plate("data", ROWS):
+        pyro.factor("obs", factors)
 
 
 def one_event(net, x):
@@ -105,6 +113,7 @@ INTERACT = {
     "flattened steps": (lambda: Net(mlp(), lambda h: h.view(4, 2).mean(-1, True)), observed, X),
     "one neighbour": (lambda: Net(nn.Linear(3, 1), lambda h, g: h - g.roll(1, 0)), observed, X, X),
     "steps in front": (lambda: Net(nn.Linear(3, 1), lambda h: h.mean(0)), observed, STEPS),
+    "factors": (lambda: Net(mlp()), cox, X),
     "a joint density": (lambda: Net(mlp()), joint, X),
     "indices": (
         lambda: Net(nn.Embedding(9, 1), lambda h: h.view(4, 2, 1).mean(1)),
@@ -128,6 +137,8 @@ APART = {
         X.view(ROWS, 3, 1).expand(ROWS, 3, 8),
     ),
     "a sum of densities": (lambda: Net(mlp()), summed, X),
+    "a factor for each row": (lambda: Net(mlp()), partial(cox, function=torch.sin), X),
+    "a share for each row": (lambda: Net(mlp()), partial(cox, function=torch.mean), X),
     "one event": (lambda: Net(mlp()), one_event, X),
     "a mask": (lambda: Net(mlp()), masked, X),
     **{

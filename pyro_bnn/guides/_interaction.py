@@ -137,9 +137,11 @@ def _factors(site: dict[str, Any]) -> Tensor:
     fn, mask = site["fn"], site["mask"]
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    if isinstance(fn, (dist.Unit, dist.MaskedDistribution)):
-        return torch.zeros(0)
     result: Tensor = fn.log_prob(site["value"])
+    # A factor outside of plates may be a sum over rows, and one number inside a share of it.
+    is_sum = isinstance(fn, dist.Unit) and (not site["cond_indep_stack"] or 0 in result.stride())
+    if is_sum or isinstance(fn, dist.MaskedDistribution):
+        return torch.zeros(0)
     if isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * (result.dim() - len(site["fn"].batch_shape)))
         result = torch.where(mask, result, 0)
