@@ -20,7 +20,7 @@ from pyro.nn import PyroModule, PyroSample
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pyro_bnn import bayesianize, summary, to_deterministic
+from pyro_bnn import BNN, bayesianize, likelihoods, summary, to_deterministic
 from pyro_bnn.compat import Standalone
 from pyro_bnn.guides import AutoFlipout, AutoLRT, AutoReparameterization, init_to_fraction
 from pyro_bnn.infer import Predictive, TraceKL_ELBO
@@ -541,6 +541,41 @@ def test_refuses(make, message):
         bayesianize(net, inplace=True)
     assert "`where=lambda name, module: name != " in str(error.value)
     assert [type(m) for m in net.modules()] == types
+
+
+class Reads(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 1), function
+
+    def forward(self, x):
+        return self.layer(x) + self.function(self)
+
+
+RUNS = {
+    "a guide": lambda net: AutoLRT(net)(torch.ones(2, 3)),
+    "Standalone": lambda net: Standalone(net, AutoLRT(net))(torch.ones(2, 3)),
+    "BNN": lambda net: BNN(net, likelihoods.Normal(1.0))(torch.ones(2, 3), torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda net: next(net.parameters()).new_zeros(()), r"`parameters` \(StopIteration\(\)\)"),
+        (lambda net: [*net.parameters()].pop().mean(), r"`parameters` \(IndexError"),
+        (lambda net: dict(net.named_parameters())["layer.bias"], r"`named_parameters`"),
+        (lambda net: net.layer._parameters["bias"], r"`_parameters` \(KeyError\('bias'\)\)"),
+        (lambda net: net.state_dict()["layer.bias"], r"`state_dict`"),
+    ],
+)
+def test_code_that_reads_parameters_is_told_what_to_read(run, function, message):
+    with pytest.raises(TypeError, match=message + r".*`self.layer.weight`.*`x.device`"):
+        run(bayesianize(Reads(function)))
+    with pytest.raises(KeyError, match="mine"):
+        run(bayesianize(Reads(lambda net: {}["mine"])))
+    run(bayesianize(Reads(lambda net: net.layer.weight.new_zeros(()))))
 
 
 def test_the_way_out_is_one():

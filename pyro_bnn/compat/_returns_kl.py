@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._gradients import check_gradients
 from .._kl_weight import HasKLWeight
+from .._parameter_access import parameters_explained
 from .._threads import PYRO
 from ..posteriors import Posterior
 from ..posteriors._groups import parameter_groups
@@ -96,7 +97,7 @@ class ReturnsKL(HasKLWeight, nn.Module):
     def _run(self, twin: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self._checked or torch.compiler.is_compiling():
             return twin(*args, **kwargs)
-        with PYRO, _NoSample():
+        with PYRO, _NoSample(), parameters_explained():
             output = twin(*args, **kwargs)
         self.__dict__["_checked"] = True
         return output

@@ -14,6 +14,7 @@ from pyro.infer.autoguide.utils import deep_setattr, helpful_support_errors
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .._parameter_access import parameters_explained
 from .._parameter_store import IsolatedContext
 from ..distributions._parts import detached
 from ..estimators import Flipout
@@ -47,7 +48,7 @@ class Building(Interaction):
         suspects: set[str] = set()
         self._model = (InitMessenger(partial(self._prototype_value, suspects))(model[0]),)
         try:
-            with dry_run():
+            with dry_run(), parameters_explained():
                 super()._setup_prototype(*args, **kwargs)  # type: ignore[misc]
             trace: Any = self.prototype_trace
             self.prototype_trace = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils.rnn import PackedSequence
 
+from .._parameter_access import parameters_explained
 from .._parameter_store import isolated_context
 from .._tensors import as_tensor
 from .._validation import is_count, nan_arguments
@@ -158,9 +159,10 @@ class BNN(PyroModule):
 
     def _run(self, x: Any) -> Any:
         try:
-            if isinstance(x, Mapping):
-                return self.net(**x)
-            return self.net(*x) if _is_several(x) else self.net(x)
+            with parameters_explained():
+                if isinstance(x, Mapping):
+                    return self.net(**x)
+                return self.net(*x) if _is_several(x) else self.net(x)
         except (RuntimeError, TypeError) as error:
             remedy = _mismatch(x, self, str(error))
             if remedy is None:
