@@ -218,6 +218,14 @@ class TestLRT:
         ]
         torch.testing.assert_close(*gradients)
 
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+    def test_an_input_may_be_changed_in_place(self, context):
+        weight = posterior(LocalReparameterization(), 2, 4, requires_grad=True).rsample()
+        with context():
+            x = torch.randn(5, 4, dtype=torch.float64)
+            first = F.linear(x, weight)
+            torch.testing.assert_close(F.linear(x.neg_(), weight), -first)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_zero_input_has_no_noise_and_no_gradient(self, dtype):
         q = posterior(LocalReparameterization(), 3, 4, dtype=dtype, requires_grad=True)

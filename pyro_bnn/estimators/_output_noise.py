@@ -36,13 +36,15 @@ class Use:
         epsilon: Tensor | None = None,
     ) -> None:
         self.map = map
-        self.input = input
         self.bias = bias
         self.before = before
         self.scale: Tensor
         self.factors: list[Tensor] = []
         self._latest: Use | None = None  # of its recomputations
         variance = map.covariance(input, input, weight, bias)
+        # A backward pass refuses inputs that were changed in place; without one, nothing would.
+        is_copied = map.remembers and not variance.requires_grad
+        self.input = input.clone() if is_copied else input
         rest = variance
         for use in before:
             covariance = map.covariance(
