@@ -54,6 +54,10 @@ backward_id = torch._C._current_graph_task_id
 # Public since torch 2.7. Before that, what is exported is compiled.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
+# What a ``torch.func`` transform makes of a tensor, and of what it made it; public is neither.
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_unwrapped = torch._C._functorch.get_unwrapped
+
 _is_functorch_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -74,6 +78,15 @@ def is_transformed() -> bool:
         or _num_dispatch_modes() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def is_func_leaf(x: torch.Tensor) -> bool:
+    """Whether a ``torch.func`` transform differentiates by ``x``, which is no parameter."""
+    if not _is_functorch_active() or not _is_wrapped(x) or not (x.is_leaf and x.requires_grad):
+        return False
+    while _is_wrapped(x):
+        x = _unwrapped(x)
+    return not isinstance(x, torch.nn.Parameter)
 
 
 def saves_are_watched() -> bool:

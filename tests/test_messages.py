@@ -212,8 +212,15 @@ def test_derivatives_by_the_input_are_none_of_a_weight():
     assert by_loss.shape == x.shape
     with pytest.raises(ValueError, match=r"local reparameterization.*AutoFlipout"):
         torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    loss = lambda x: module(x)[0].sum()
+    for slopes in (torch.func.grad(loss), torch.vmap(torch.func.grad(loss), randomness="same")):
+        with pytest.raises(ValueError, match=r"`torch.func`.*AutoFlipout"):
+            slopes(x.detach())
+    of_parameters = torch.func.grad(lambda p: torch.func.functional_call(module, p, (x,))[0].sum())
+    assert all(grad.any() for grad in of_parameters(dict(module.named_parameters())).values())
     with module.guide.shared_draws():
         (slope,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+        torch.func.grad(loss)(x.detach())
     assert slope.requires_grad
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._recomputation import again, drawn, is_recomputing, unseen
 from .._tensors import wide
-from .._torch import is_transformed
+from .._torch import is_func_leaf, is_transformed
 from ..distributions._joint import take
 from ..kernels import square
 from ._draw import draw, split_bias, wants_grad
@@ -147,14 +147,15 @@ class LRTSample(Sample):
 def _is_of_the_user(input: Tensor) -> bool:
     if torch.compiler.is_compiling() or not input.is_leaf or isinstance(input, nn.Parameter):
         return False
-    return not is_transformed()
+    return is_func_leaf(input) or not is_transformed()
 
 
 def _refuse_derivative(grad: Tensor) -> None:
     # That of a loss has the right expectation; one that is computed with has another distribution.
     if torch.is_grad_enabled():
         raise ValueError(
-            "a derivative by the input is computed with (`create_graph=True`), which under local "
-            "reparameterization does not have the distribution that a weight would give it: choose "
-            "flipout or shared draws, `AutoFlipout(model)` or `guide.shared_draws()`"
+            "a derivative by the input is computed with (`create_graph=True`, `torch.func`), which "
+            "under local reparameterization does not have the distribution that a weight would "
+            "give it: choose flipout or shared draws, `AutoFlipout(model)` or "
+            "`guide.shared_draws()`"
         )
