@@ -28,8 +28,9 @@ class LocalReparameterization(Estimator):
 
     which is the exact distribution of the output of example :math:`n`. If the weight is used a
     second time in a forward pass, the output is sampled conditionally on the first, with covariance
-    :math:`\sum_i \sigma_{oi}^2 x_{ni} x'_{ni}`: each row still has one weight. Convolutions follow
-    the same formula, with the convolution in place of the product.
+    :math:`\sum_i \sigma_{oi}^2 x_{ni} x'_{ni}`: each row still has one weight. The time for
+    :math:`T` uses grows as :math:`T^3`, that of flipout as :math:`T`. Convolutions follow the same
+    formula, with the convolution in place of the product.
 
     Outputs are sampled independently given the input. This is an approximation where several of
     them belong to one example: at the pixels of an image, at the steps of a sequence (also in
