@@ -561,12 +561,19 @@ def test_arguments_of_a_wrong_type_are_refused(argument, value):
     assert equal(before, state(model, guide))
 
 
+def test_more_data_may_be_held_out_than_are_trained_on():
+    model, guide = bnn()
+    history = fit(model, guide, data(), 5, validation=data(5 * N))
+    assert math.isfinite(history["held_out"][-1])
+    assert model.num_data == N
+
+
 def test_networks_train_in_several_threads():
     """Pyro's handlers are one stack for all threads."""
 
     def train(seed):
         model, guide = bnn()
-        return fit(model, guide, data(), 20)["step"][-1]
+        return fit(model, guide, data(), 20, validation=data(50))["step"][-1]
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(train, range(12))) == [20] * 12

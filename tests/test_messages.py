@@ -196,6 +196,16 @@ class TestVectorizedParticles:
         one, many = self.loss(lambda h: torch.softmax(4 * h, dim=-1), guide)
         assert many == pytest.approx(one, rel=0.01)
 
+    def test_once(self):
+        calls = []
+        model = self.model(lambda h: calls.append(h.shape) or torch.softmax(h, dim=-1), 0.1)
+        guide = AutoLRT(model)
+        elbo = TraceKL_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+        for expected in (range(3, 20), [1], [1]):
+            calls.clear()
+            elbo.loss(model, guide, torch.randn(3, 2), torch.randn(3))
+            assert len(calls) in expected
+
     def test_of_particles_that_differ(self):
         self.loss(lambda h: torch.softmax(4 * h, dim=-1), AutoFlipout, init_scale=1.0)
 

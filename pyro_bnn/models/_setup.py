@@ -205,7 +205,8 @@ def _check_rows(model: Any, guide: Any, given: Batches, move: Callable[[Any], An
     for batch in given.all_rows():
         args, kwargs = arguments(batch)
         if distribution is None:
-            run = poutine.trace(model).get_trace(*move(args), **move(kwargs))
+            with torch.no_grad():  # held-out data may have more rows than the training
+                run = poutine.trace(model).get_trace(*move(args), **move(kwargs))
             distribution = run.nodes["obs"]["fn"]
             inner = innermost(distribution)
             is_fixed = not constraints.is_dependent(type(inner).support)
