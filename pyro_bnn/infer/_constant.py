@@ -63,9 +63,10 @@ def _unwrapped(site: dict[str, Any]) -> tuple[Any, Tensor]:
         if isinstance(fn, dist.MaskedDistribution):
             factors.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
-    weight = torch.ones(fn.batch_shape, dtype=torch.double)
+    device = torch.as_tensor(site["value"]).device
+    weight = torch.ones(fn.batch_shape, dtype=torch.double, device=device)
     for factor, event_dim in factors:
         if factor is not None:
-            factor = torch.as_tensor(factor).double()
-            weight = weight.to(factor.device) * factor[(..., *[None] * (event_dim - fn.event_dim))]
+            factor = torch.as_tensor(factor, device=device).double()
+            weight = weight * factor[(..., *[None] * (event_dim - fn.event_dim))]
     return fn, weight
