@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch import nn
 from pyro_bnn import BNN, fit, likelihoods, predict
 from pyro_bnn.guides import AutoFlipout
 from pyro_bnn.guides._dry_run import dry_run
-from pyro_bnn.infer import TraceKL_ELBO
+from pyro_bnn.infer import TraceKL_ELBO, diagnose
 from pyro_bnn.models import _rng
 
 HAS_STAND_IN = hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend")
@@ -102,6 +103,9 @@ def test_devices(device):
     y = torch.zeros(4, dtype=torch.long, device=device)
     svi = SVI(model, guide, Adam({}), TraceKL_ELBO())
     assert isinstance(svi.step(x, y), float)
+    diagnosis = diagnose(model, guide, (x, y), num_samples=25)
+    assert diagnosis.trivial == 0  # all labels are the same
+    assert math.isfinite(diagnosis.elbo)
 
 
 @DEVICES
