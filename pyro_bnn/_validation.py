@@ -18,15 +18,17 @@ from ._tensors import has_values
 
 def check_numbers(**values: Any) -> None:
     for name, value in values.items():
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number and not (isinstance(value, Tensor) and value.numel() == 1):
+        if not _is_number(value) and not (isinstance(value, Tensor) and value.numel() == 1):
             raise TypeError(f"`{name}` (={value!r}) must be a number")
 
 
 def is_count(value: Any) -> bool:
     """Whether something is a positive integer, 1e3 for example."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and value >= 1 and value % 1 == 0
+    return _is_number(value) and value >= 1 and value % 1 == 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_positive(**values: float) -> None:

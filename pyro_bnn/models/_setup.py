@@ -152,7 +152,6 @@ def prepare(
                 _check_rows(model, guide, held_out, move)
             except ValueError as error:
                 raise ValueError(f"in `validation`: {error}") from error
-        if held_out is not None:
             log_density(model, guide, [move(held_out.first())], num_samples=1)
     if (len(train) > 1 or train.is_part) and not elbo.is_scaled:
         guide._batches = None  # lest it be said again
