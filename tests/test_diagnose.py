@@ -238,6 +238,22 @@ def test_trivial_bound_is_that_of_the_best_constant_of_each_target(name):
     assert result.trivial == pytest.approx(expected, rel=1e-4)
 
 
+def test_likelihoods_whose_best_constant_is_not_known():
+    torch.manual_seed(0)
+    net = BayesianLinear(3, 2)
+
+    def model(x, y=None):
+        mean = net(x)
+        with pyro.plate("data", len(x)):
+            pyro.factor("penalty", -mean.square().sum(-1))
+            pyro.sample("obs", dist.MultivariateNormal(mean, torch.eye(2)), obs=y)
+
+    guide = AutoLRT(model)
+    result = diagnose(model, guide, (X3, Y2), num_samples=25)
+    assert -math.inf < result.trivial < 0  # what the prior predicts
+    assert math.isfinite(result.elbo)
+
+
 def test_a_constant_that_costs_its_kl_divergence_is_no_failure():
     torch.manual_seed(0)
     model = Regression(BayesianLinear(1, 1), 1.0)

@@ -21,6 +21,8 @@ def constant_log_likelihood(site: dict[str, Any]) -> float:
     Bernoullis and Categoricals.
     """
     inner, weight = _unwrapped(site)
+    if not isinstance(inner, (Normal, dist.Bernoulli, dist.Categorical)):
+        return -math.inf
     value = torch.as_tensor(site["value"]).expand(inner.batch_shape)
     num_dims = len(site["fn"].batch_shape)  # those of rows
     num_targets = inner.batch_shape[num_dims:].numel()
@@ -41,8 +43,6 @@ def constant_log_likelihood(site: dict[str, Any]) -> float:
     if isinstance(inner, dist.Bernoulli):
         entropy = torch.special.entr(mean) + torch.special.entr(1 - mean)
         return -(total * entropy).sum().item()
-    if not isinstance(inner, Normal):
-        return -math.inf
     scale = inner.scale.reshape(-1, num_targets).double()
     if not inner.scale.requires_grad:
         precise = weight / scale.square()
