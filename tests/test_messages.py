@@ -191,6 +191,18 @@ class TestVectorizedParticles:
         with pytest.raises(ValueError, match="Leave out `vectorize_particles`"):
             self.loss(lambda h: function(h)[:, None].expand(-1, 3))
 
+    def test_of_a_plate_of_outputs(self):
+        net = BayesianLinear(2, 3)
+
+        def model(x, y):
+            mean = net(x)
+            with pyro.plate("outputs", 3, dim=-1), pyro.plate("data", len(x), dim=-2):
+                pyro.sample("obs", dist.Normal(mean, 1.0), obs=y)
+
+        elbo = TraceKL_ELBO(num_particles=2, vectorize_particles=True)
+        with pytest.raises(ValueError, match=r"15 log likelihoods .*30 .*to_event\(1\)"):
+            elbo.loss(model, AutoLRT(model), X[:5, :2], torch.ones(5, 3))
+
     @pytest.mark.parametrize("guide", [AutoFlipout, AutoLRT, AutoReparameterization])
     def test_of_dimensions_from_the_last(self, guide):
         one, many = self.loss(lambda h: torch.softmax(4 * h, dim=-1), guide)

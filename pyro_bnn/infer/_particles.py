@@ -116,13 +116,24 @@ def _compare(found: Likelihoods, expected: Likelihoods, again: Callable[[], Like
     for name, value in expected.items():
         # Nothing is known of a model with random numbers of its own, or that amplifies rounding.
         if not _agree(found[name], value) and _agree(again()[name], value):
-            row = 0 if len(found[name]) != len(value) else int((found[name] - value).abs().argmax())
-            raise ValueError(
-                f"the log likelihood of a row of `{name}` is {value[row]:.4g} for a draw of the "
-                f"weights, but {found[name][row]:.4g} for the same draw among vectorized "
-                "particles, whose dimension is in front of the rows: count dimensions from the "
-                "last, as in `softmax(dim=-1)`, or leave out `vectorize_particles`"
-            )
+            raise ValueError(_difference(name, found[name], value))
+
+
+def _difference(name: str, found: Tensor, expected: Tensor) -> str:
+    if len(found) != len(expected):
+        return (
+            f"`{name}` has {len(expected)} log likelihoods for a draw of the weights, but "
+            f"{len(found)} for the same draw among vectorized particles, whose dimension is in "
+            "front of the rows: make outputs of a row one event, `.to_event(1)`, rather than a "
+            "plate, or leave out `vectorize_particles`"
+        )
+    row = int((found - expected).abs().argmax())
+    return (
+        f"the log likelihood of a row of `{name}` is {expected[row]:.4g} for a draw of the "
+        f"weights, but {found[row]:.4g} for the same draw among vectorized particles, whose "
+        "dimension is in front of the rows: count dimensions from the last, as in "
+        "`softmax(dim=-1)`, or leave out `vectorize_particles`"
+    )
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:
