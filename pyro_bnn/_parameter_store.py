@@ -16,6 +16,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ._gradients import alive
 from ._pyro import STACK, Context, held_parameters, make_name, put
 from ._recomputation import Call, is_recomputing, is_recorded, recalled
 
@@ -92,12 +93,15 @@ class IsolatedContext(Context):
             return
         store = pyro.get_param_store()
         params = held_parameters(store)
+        of_modules: set[int] | None = None
         for name, parameter, constraint in _store_entries(root):
             held = params.get(name)
             if held is parameter or (held is None and names_in_use):
                 continue
             if held is not None and held not in _REGISTERED:
-                _adopt(name, parameter, held)
+                of_modules = _of_modules() if of_modules is None else of_modules
+                if id(held) not in of_modules:
+                    _adopt(name, parameter, held)
             put(store, name, parameter, constraint)
             _REGISTERED[parameter] = True
 
@@ -182,6 +186,12 @@ def _plain_entries(
 ) -> Iterator[tuple[str, Tensor, constraints.Constraint]]:
     for name, parameter in module.named_parameters():
         yield param_with_module_name(prefix, name), parameter, constraints.real
+
+
+def _of_modules() -> set[int]:
+    """The ids of the parameters of all modules: another model put them there, not a file."""
+    modules = alive(nn.Module)
+    return {id(p) for m in modules for p in vars(m).get("_parameters", {}).values()}
 
 
 def _adopt(name: str, parameter: Tensor, loaded: Tensor) -> None:

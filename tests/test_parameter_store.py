@@ -13,7 +13,7 @@ from kinds import GUIDES
 from models import Regression, bayesian_mlp, data, torch_mlp
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoGuideList
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
@@ -124,6 +124,19 @@ def test_a_copy_and_its_original(kind):
     other.step(x, y)
     assert not moved(before, state(model, guide))
     assert moved(before, state(elbo.model, elbo.guide)) == set(before)
+
+
+@EACH
+def test_a_network_trained_with_a_guide_of_pyros_leaves_the_next(kind):
+    x, y = data()
+    first = Deterministic()
+    svi = SVI(first, AutoNormal(first), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(x, y)
+    second = Deterministic()
+    before = copy.deepcopy(dict(second.named_parameters()))
+    guide = kind.make(second)
+    guide(x, y)
+    assert not moved(before, dict(second.named_parameters()))
 
 
 @EACH
