@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ._torch import FakeTensor
 
@@ -29,6 +31,18 @@ def as_tensor(value: Any, **options: Any) -> Tensor:
     with warnings.catch_warnings():  # nothing here writes to data, which those of pandas forbid
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(value, **options)
+
+
+def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
+    """A structure of tuples, lists and dictionaries with a function of each tensor in it."""
+    if isinstance(value, (Tensor, PackedSequence)):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, x) for key, x in value.items()}
+    if isinstance(value, (tuple, list)):
+        values = [map_tensors(function, x) for x in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
+    return value
 
 
 def wide(x: Tensor) -> Tensor:

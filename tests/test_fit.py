@@ -35,10 +35,11 @@ from torch.utils.data import (
 )
 
 from pyro_bnn import BNN, bayesianize, fit
+from pyro_bnn._tensors import map_tensors
 from pyro_bnn.guides import AutoLRT, AutoRadial, AutoReparameterization
 from pyro_bnn.infer import TraceKL_ELBO
 from pyro_bnn.likelihoods import Categorical, Normal
-from pyro_bnn.models._batches import batches, map_tensors
+from pyro_bnn.models._batches import batches
 from pyro_bnn.models._contexts import unchanged_on_error
 from pyro_bnn.models._held_out import EarlyStopping, log_density
 from pyro_bnn.models._optimizer import Clipping, schedule

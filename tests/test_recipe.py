@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 
@@ -13,12 +14,22 @@ import pytest
 import torch
 from kinds import GUIDES
 from models import Regression, bayesian_mlp, data
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from torch import nn
 
 from pyro_bnn import bayesianize
 from pyro_bnn.compat import Standalone, WithKL, bayesian_torch, bensemble
-from pyro_bnn.guides import AutoLRT, AutoMixture, AutoReparameterization
+from pyro_bnn.guides import (
+    AutoFlipout,
+    AutoLRT,
+    AutoMixture,
+    AutoRadial,
+    AutoReparameterization,
+    optim_args,
+    parameter_groups,
+)
 from pyro_bnn.infer import KLWarmup, TraceKL_ELBO
 from pyro_bnn.nn import BayesianLinear
 from pyro_bnn.priors import HierarchicalNormal, Normal
@@ -44,6 +55,110 @@ def check_groups(groups, module, lr=0.01, scale_lr=0.1):
 
 
 # Groups of parameters.
+
+
+class Experiment:
+    """An object that is no module, with a model."""
+
+    def __init__(self, *, is_listed=False):
+        prior = Normal(learnable_scale="input")
+        net = bayesian_mlp(3, 4, 1, prior=prior, bias_prior=prior)
+        self.net = [net] if is_listed else net
+
+    def __call__(self, x, y):
+        net = self.net if isinstance(self.net, nn.Module) else self.net[0]
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    def model(self, x, y):
+        mean = self.net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+
+def functions(experiment):
+    net = experiment.net
+
+    def inner(x, y):
+        outputs = torch.stack([net(part) for part in (x,)])
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(outputs[0].squeeze(-1), 0.5), obs=y)
+
+    @functools.wraps(inner)
+    def wrapper(*args):
+        return inner(*args)
+
+    return {
+        "a method": experiment.model,
+        "an object": experiment,
+        "a function inside": inner,
+        "a wrapper": wrapper,
+    }
+
+
+@pytest.mark.parametrize("name", functions(Experiment()))
+def test_groups_of_models_that_are_no_modules(name):
+    experiment = Experiment()
+    guide = AutoLRT(functions(experiment)[name])
+    groups = guide.parameter_groups(lr=0.01, scale_lr=0.1)
+    found = {id(p) for group in groups for p in group["params"]}
+    assert found == {id(p) for p in (*guide.parameters(), *experiment.net.parameters())}
+
+
+def test_a_global_of_the_name_of_an_attribute_is_no_module_of_the_model():
+    def model(x, y):
+        mean = config.net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+    config = Experiment()
+    globals()["net"] = bayesian_mlp(2, 1)
+    try:
+        assert not list(AutoLRT(model))
+    finally:
+        del globals()["net"]
+
+
+def test_groups_that_lack_parameters_of_the_loss_are_warned_of_once():
+    x, y = data()
+    experiment = Experiment(is_listed=True)
+    guide = AutoLRT(experiment)
+    guide(x, y)
+    guide.parameter_groups(lr=0.01, scale_lr=0.1)
+    elbo = TraceKL_ELBO()(experiment, guide)
+    with pytest.warns(UserWarning, match="uses 4 parameters .* not trained") as warned:
+        elbo(x, y)
+    assert warned[0].filename == __file__
+    elbo(x, y)
+
+
+def guide_list():
+    model = Regression(bayesian_mlp(3, 4, 1), noise=None)
+    guide = AutoGuideList(model)
+    guide.append(AutoLRT(poutine.block(model, expose=["net.0.weight", "net.0.bias"])))
+    guide.append(AutoFlipout(poutine.block(model, expose=["net.2.weight", "net.2.bias"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["noise"])))
+    return model, guide
+
+
+def test_rates_of_a_list_of_guides():
+    x, y = data()
+    model, guide = guide_list()
+    guide(x, y)
+    elbo = TraceKL_ELBO()(model, guide)
+    groups = parameter_groups(guide, lr=0.01, scale_lr=0.1)
+    check_groups(groups, elbo)
+    elbo(x, y)
+    optimizer = pyro.optim.Adam(optim_args(guide, lr=0.01, scale_lr=0.1))
+    SVI(model, guide, optimizer, TraceKL_ELBO()).step(x, y)
+    rates = {id(p): o.param_groups[0]["lr"] for p, o in optimizer.optim_objs.items()}
+    assert rates == {id(p): g["lr"] for g in groups for p in g["params"]}
+    for function in (parameter_groups, optim_args):
+        with pytest.raises(TypeError, match="`guide`"):
+            function(AutoNormal(model), lr=0.01, scale_lr=0.1)
+    with pytest.raises(ValueError, match="`scale_lr`"):
+        optim_args(guide, lr=0.01, scale_lr=0.0)
 
 
 @EACH
@@ -309,6 +424,34 @@ def test_without_weight_the_loss_is_that_of_the_data(kind):
         torch.testing.assert_close(loss, -model_trace.nodes["obs"]["log_prob"].sum())
         loss.backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in elbo.parameters())
+
+
+PRIORS = [
+    *(HierarchicalNormal(groups) for groups in ("tensor", "input", "output")),
+    *(Normal(learnable_scale=groups) for groups in ("entry", "input", "output", True)),
+]
+
+
+@pytest.mark.parametrize("make", [AutoLRT, AutoRadial, AutoMixture])
+@pytest.mark.parametrize("prior", PRIORS, ids=str)
+@pytest.mark.parametrize("size", [4, 150])
+def test_networks_of_all_priors_compile_whole(make, prior, size):
+    torch.manual_seed(0)
+    net = bayesian_mlp(size, size, 1, prior=prior, bias_prior=prior)
+    module = Standalone(net, make(net))
+    x = torch.randn(5, size)
+    module(x)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    try:
+        kl = compiled(x)[1]
+        torch.testing.assert_close(kl, module(x)[1])
+        found, expected = (
+            torch.autograd.grad(k, [*module.parameters()], allow_unused=True)
+            for k in (compiled(x)[1], module(x)[1])
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.compiler.reset()
 
 
 def test_a_warmup_does_not_compile_again():

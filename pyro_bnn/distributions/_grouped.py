@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from .._validation import check_positive
+from ..kernels import in_double
 
 
 class Groups(TypedDict, total=False):
@@ -94,8 +95,8 @@ class Grouped(TorchDistribution):
     @property
     def group_size(self) -> int:
         """The number of entries of a group."""
-        others = (size for d, size in enumerate(self._view) if d not in self._group_dims)
-        return math.prod(others)
+        # As a list, which `torch.compile` reads without a break of the graph.
+        return math.prod([size for d, size in enumerate(self._view) if d not in self._group_dims])
 
     def expand(self, batch_shape, _instance=None) -> Any:
         new = self._get_checked_instance(type(self), _instance)
@@ -112,11 +113,22 @@ class Grouped(TorchDistribution):
         scale = self.spread(self.group_scale(shape[: len(shape) - self.event_dim]))
         return self.loc + scale * torch.randn(shape, dtype=scale.dtype, device=scale.device)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The log density of a weight, or the marginal one of those of its entries that are kept.
+
+        Args:
+            value: shape ``(..., *event_shape)``.
+            kept: a mask of the shape of the weight; by default all entries are kept.
+        """
         if self._validate_args:
             self._validate_sample(value)
-        half = 0.5 * self.group_sum((value - self.loc).square())
-        density = self.expected_log_density(half, self.group_size)
+        squares = (value - self.loc).square()
+        size: Any = self.group_size
+        if kept is not None:
+            squares = torch.where(kept, squares, 0)
+            size = in_double(self.group_sum(kept.to(squares.dtype)))
+        half = 0.5 * self.group_sum(squares)
+        density = self.expected_log_density(half, size)
         shape = torch.broadcast_shapes(density.shape, self.batch_shape)
         return density.to(half.dtype).expand(shape)
 

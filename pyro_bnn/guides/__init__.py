@@ -3,6 +3,7 @@
 from ._auto import AutoFlipout, AutoLRT, AutoMixture, AutoRadial, AutoReparameterization
 from ._guide import AutoPosterior
 from ._initialization import init_to_fan_in, init_to_fraction
+from ._lists import optim_args, parameter_groups
 
 __all__ = [
     "AutoFlipout",
@@ -13,4 +14,6 @@ __all__ = [
     "AutoReparameterization",
     "init_to_fan_in",
     "init_to_fraction",
+    "optim_args",
+    "parameter_groups",
 ]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
+from .._untrained import warn_of_untrained
 from .._validation import check_positive
 from ..posteriors._groups import parameter_groups
+from ._no_data import to_caller
 from ._sites import model_parameters
+
+# Guides and the parameters of their groups, until a loss has been looked at.
+_GROUPED: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
 
 
 class LearningRates:
@@ -41,20 +49,7 @@ class LearningRates:
             >>> groups = AutoLRT(net).parameter_groups(lr=1e-2, scale_lr=1e-1)
             >>> optimizer = torch.optim.Adam(groups)
         """
-        if not self._by_name:
-            raise ValueError(
-                "this guide has no posteriors yet, since only a run of the model reveals its "
-                "sites: call it once, `guide(*args)`, before `parameter_groups`"
-            )
-        if self._model is None:
-            raise ValueError(
-                "this guide was unpickled without its model, whose parameters need an optimizer, "
-                f"too: build it by `{type(self).__name__}(model)` and load its `state_dict`"
-            )
-        parameters = [*self.parameters(), *model_parameters(self._model[0])]
-        groups = parameter_groups(parameters, self._by_name.values(), lr, scale_lr)
-        self._is_grouped = True
-        return groups
+        return grouped([self], self.parameters(), lr, scale_lr)
 
     def optim_args(
         self: Any, lr: float, scale_lr: float, **kwargs: Any
@@ -76,14 +71,49 @@ class LearningRates:
             >>> guide = AutoLRT(BayesianLinear(3, 2))
             >>> optimizer = pyro.optim.Adam(guide.optim_args(lr=1e-2, scale_lr=1e-1))
         """
-        check_positive(lr=lr, scale_lr=scale_lr)
+        return rates_by_name([self], lr, scale_lr, kwargs)
 
-        def args(name: str) -> dict[str, Any]:
-            scales = {
-                posterior._pyro_get_fullname(key)
-                for posterior in self._by_name.values()
-                for key in posterior.scales()
-            }
-            return kwargs | {"lr": scale_lr if name in scales else lr}
 
-        return args
+def grouped(
+    guides: list[Any], parameters: Iterable[Tensor], lr: float, scale_lr: float
+) -> list[dict[str, Any]]:
+    """The given parameters and those of the models of guides, as ``parameter_groups`` has them."""
+    for guide in guides:
+        if not guide._by_name:
+            raise ValueError(
+                "this guide has no posteriors yet, since only a run of the model reveals its "
+                "sites: call it once, `guide(*args)`, before `parameter_groups`"
+            )
+        if guide._model is None:
+            raise ValueError(
+                "this guide was unpickled without its model, whose parameters need an optimizer, "
+                f"too: build it by `{type(guide).__name__}(model)` and load its `state_dict`"
+            )
+    posteriors = [posterior for guide in guides for posterior in guide._by_name.values()]
+    of_models = [p for guide in guides for p in model_parameters(guide._model[0])]
+    groups = parameter_groups([*parameters, *of_models], posteriors, lr, scale_lr)
+    for guide in guides:
+        guide._is_grouped = True
+        _GROUPED[guide] = {id(p) for group in groups for p in group["params"]}
+    return groups
+
+
+def rates_by_name(
+    guides: list[Any], lr: float, scale_lr: float, others: dict[str, Any]
+) -> Callable[[str], dict[str, Any]]:
+    """The arguments of ``pyro.optim`` for a parameter, as ``optim_args`` has them."""
+    check_positive(lr=lr, scale_lr=scale_lr)
+
+    def args(name: str) -> dict[str, Any]:
+        posteriors = [posterior for guide in guides for posterior in guide._by_name.values()]
+        scales = {p._pyro_get_fullname(key) for p in posteriors for key in p.scales()}
+        return others | {"lr": scale_lr if name in scales else lr}
+
+    return args
+
+
+def warn_of_ungrouped(guides: list[Any], loss: Any) -> None:
+    """Warns once, at the first loss after ``parameter_groups``, of parameters that these lack."""
+    known = [_GROUPED.pop(guide) for guide in guides if guide in _GROUPED]
+    if known:
+        warn_of_untrained(loss, set().union(*known), to_caller())

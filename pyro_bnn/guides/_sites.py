@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
@@ -23,6 +21,7 @@ from .._parameter_store import isolated_context
 from .._pyro import BoundPartial, make_name
 from .._threads import PYRO
 from ..nn._prior import Prior
+from ._references import modules_of
 
 
 def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
@@ -41,7 +40,7 @@ def module_sites(model: Callable[..., Any]) -> Iterator[dict[str, Any]]:
             names that collide.
     """
     handlers, function = _unwrap(model)
-    for root in _referred_modules(function):
+    for root in modules_of(function, PyroModule):
         for name, module, key, fn in sample_attributes(root):
             yield from _latent_sites(handlers, name, fn, getattr(module, key + "_prior", None))
 
@@ -80,14 +79,14 @@ def attribute_names(model: Callable[..., Any]) -> set[str]:
 
 def own_state(model: Callable[..., Any]) -> dict[str, torch.Tensor]:
     """The deterministic parameters and buffers of a model's modules, by name."""
-    roots = [m for m in _referred_modules(_unwrap(model)[1]) if isinstance(m, nn.Module)]
+    roots = [m for m in modules_of(_unwrap(model)[1], PyroModule) if isinstance(m, nn.Module)]
     return {name: value for root in roots for name, value in root.state_dict().items()}
 
 
 def other_names(model: Callable[..., Any]) -> dict[str, str]:
     """Sites by the names that their weights have elsewhere in the model, where they are shared."""
     found = {}
-    for root in _referred_modules(_unwrap(model)[1]):
+    for root in modules_of(_unwrap(model)[1], PyroModule):
         for path, module in root.named_modules(remove_duplicate=False):
             own = {key: (module, key) for key in vars(module).get("_pyro_samples", ())}
             for key, (owner, own_key) in (own | vars(module).get("_ties", {})).items():
@@ -98,7 +97,7 @@ def other_names(model: Callable[..., Any]) -> dict[str, str]:
 
 def own_model_parameters(model: Callable[..., Any]) -> None:
     """Keeps the parameters of a model's modules apart from those of other models."""
-    for root in _referred_modules(_unwrap(model)[1]):
+    for root in modules_of(_unwrap(model)[1], PyroModule):
         # A module with a name is part of another, or was named by the user to keep it apart.
         if isinstance(root, PyroModule) and not root._pyro_name:
             isolated_context(root).claim(names_in_use=True)
@@ -108,7 +107,7 @@ def referred_modules(
     model: Callable[..., Any], kind: type[nn.Module] = PyroModule
 ) -> list[nn.Module]:
     """The modules that a model, maybe inside handlers, is, is a method of, or names in its body."""
-    return _referred_modules(_unwrap(model)[1], kind)
+    return modules_of(_unwrap(model)[1], kind)
 
 
 def is_handled(model: Callable[..., Any]) -> bool:
@@ -146,22 +145,6 @@ def pyro_modules(root: nn.Module) -> list[PyroModule]:
             )
         modules.append(module)
     return modules
-
-
-def _referred_modules(function: Any, kind: type[nn.Module] = PyroModule) -> list[nn.Module]:
-    """The modules that a function is, is a method of, or names in its body if of that kind."""
-    if isinstance(function, nn.Module):
-        return [function]
-    if isinstance(function, partial):
-        candidates = [function.func, *function.args, *function.keywords.values()]
-        return [m for c in candidates for m in _referred_modules(c, kind)]
-    if inspect.ismethod(function):
-        return _referred_modules(function.__self__, kind)
-    if not inspect.isfunction(function):
-        return []
-    names = inspect.getclosurevars(function)
-    referred = {id(v): v for v in {**names.globals, **names.nonlocals}.values()}
-    return [v for v in referred.values() if isinstance(v, kind) and not isinstance(v, AutoGuide)]
 
 
 def _unwrap(model: Callable[..., Any]) -> tuple[list[Messenger], Any]:

@@ -21,6 +21,8 @@ from torch import Tensor
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
 from ..estimators._estimator import small_pair
+from ..guides._lists import posterior_guides
+from ..guides._rates import warn_of_ungrouped
 from ._data import check_data
 from ._finite import check_finite, check_leaves
 from ._kl import add_up, joint_kl
@@ -136,7 +138,9 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         """The loss, and its gradient as ``Trace_ELBO`` has it."""
         traces = self._get_traces(model, guide, args, kwargs)
         pairs = itertools.starmap(self._differentiable_loss_particle, traces)
-        return sum(_with_gradient(*pair) for pair in pairs) / self.num_particles
+        loss = sum(_with_gradient(*pair) for pair in pairs) / self.num_particles
+        warn_of_ungrouped(posterior_guides(guide), loss)
+        return loss
 
 
 def _with_gradient(loss: Any, surrogate: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, DistributedSampler
 
-from .._tensors import as_tensor
+from .._tensors import as_tensor, map_tensors
 from .._validation import is_count
 from . import _rng
 from ._loaders import generators, num_data, samplers
-
-
-def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
-    """A structure of tuples, lists and dictionaries with a function of each tensor in it."""
-    if isinstance(value, (Tensor, PackedSequence)):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(function, x) for key, x in value.items()}
-    if isinstance(value, (tuple, list)):
-        values = [map_tensors(function, x) for x in value]
-        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
-    return value
 
 
 def batches(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import scores
+from .._tensors import map_tensors
 from .._validation import check_probability
 from ..infer._data import arguments
-from ._batches import batches, map_tensors
+from ._batches import batches
 from ._bnn import BNN
 from ._draws import Draws
 from ._inputs import device_and_dtype

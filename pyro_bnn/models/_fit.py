@@ -14,15 +14,16 @@ from pyro.infer.autoguide import AutoGuideList
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from .._tensors import map_tensors
 from .._threads import PYRO
 from ..guides import AutoPosterior
+from ..guides._lists import checked_guides, groups_of
 from ..infer import KLWarmup
 from ._averaging import Averaging, check_whole
-from ._batches import batches, map_tensors
+from ._batches import batches
 from ._checkpoint import resume as load
 from ._checkpoint import save
 from ._contexts import training, unchanged_on_error
-from ._guides import check_guide, groups_of
 from ._held_out import EarlyStopping, log_density
 from ._history import History
 from ._optimizer import Clipping, optimizer_of, schedule
@@ -144,7 +145,7 @@ def fit(
         >>> history["bound"][-1] > history["bound"][0]
         True
     """
-    check_guide(guide)
+    checked_guides(guide)
     epochs, num_data, num_particles, accumulate, patience, checkpoint_every = check_counts(
         epochs=epochs,
         num_data=num_data,
@@ -235,9 +236,8 @@ def fit(
                     more = {"epoch": run.num_steps / steps}
                     due = (run.num_steps // every) % 10 == 0 or run.num_steps == total
                     if held_out is not None and due:
-                        score = log_density(
-                            model, guide, map(move, held_out.epoch()), total=among.total
-                        )
+                        rows = map(move, held_out.epoch())
+                        score = log_density(model, guide, rows, total=among.total)
                         more["held_out"] = score
                         if rise is None or rise.is_finished:
                             run.stopped |= stopping.update(score)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .._tensors import map_tensors
 from ..guides._sites import referred_modules
-from ._batches import batches, map_tensors
+from ._batches import batches
 
 
 def inputs(model: Any, guide: Any, x: Any, batch_size: int | None) -> Iterator[Any]:

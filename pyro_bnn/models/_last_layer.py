@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import Tensor, nn
 
+from .._tensors import map_tensors
 from ..guides import AutoPosterior
 from ..guides._sites import sample_attributes
 from ..infer._data import arguments
 from ..posteriors import FullNormalPosterior
-from ._batches import batches, map_tensors
+from ._batches import batches
 from ._bnn import BNN
 from ._contexts import evaluating
 from ._inputs import device_and_dtype

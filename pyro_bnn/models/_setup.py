@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Categorical, constraints
 
+from .._untrained import warn_of_untrained
 from .._validation import check_kl_weight, check_numbers, check_positive, is_count
 from ..guides._lists import posterior_guides
 from ..guides._sites import referred_modules
@@ -163,33 +164,8 @@ def prepare(
     known = {id(p) for part in parts for p in part.parameters()}
     nodes: dict[str, Any] = dict(capture.trace.nodes.items())
     found = {name: site["value"].unconstrained() for name, site in nodes.items()}
-    held = known | {id(p) for p in found.values()}
-    unknown = [p for p in _leaves(loss) if id(p) not in held]
-    if unknown:
-        warnings.warn(
-            f"the model uses {len(unknown)} parameters (of shapes "
-            f"{[tuple(p.shape) for p in unknown[:3]]}) that are not trained, since they are of no "
-            "module that it is or refers to: make their module an attribute of the model, or "
-            "freeze them by `requires_grad_(False)`",
-            stacklevel=3,
-        )
+    warn_of_untrained(loss, known | {id(p) for p in found.values()}, 3)
     return number, [name for name, p in found.items() if id(p) not in known]
-
-
-def _leaves(loss: Any) -> list[nn.Parameter]:
-    """The parameters that a loss is computed from."""
-    found: dict[int, nn.Parameter] = {}
-    seen, waiting = set(), [getattr(loss, "grad_fn", None)]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, nn.Parameter):
-            found[id(leaf)] = leaf
-        waiting += [after for after, _ in node.next_functions]
-    return list(found.values())
 
 
 def _check_rows(model: Any, guide: Any, given: Batches, move: Callable[[Any], Any]) -> None:
