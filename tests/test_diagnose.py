@@ -187,6 +187,22 @@ def normal(y, scale=None, counts=None):
 
 
 X3, Y2 = torch.randn(60, 3), torch.randn(60, 2) * torch.tensor([1.0, 5.0]) + torch.tensor([9.0, -7])
+COUNTS = torch.cat([torch.arange(40.0), torch.zeros(20)])
+
+
+def counts(total_count):
+    """The log-likelihood of counts at the best mean, for a dispersion."""
+    logits = (COUNTS.mean() / total_count).log()
+    return dist.NegativeBinomial(total_count, logits=logits).log_prob(COUNTS).sum().item()
+
+
+def student(scale, df, y=Y2[:, 0]):
+    """The log-likelihood of Student's t at the best location of a fine grid."""
+    loc = torch.linspace(y.min(), y.max(), 4001).double()
+    df, scale = torch.tensor(df).double(), torch.tensor(scale).double()
+    return dist.StudentT(df, loc, scale).log_prob(y.double()[:, None]).sum(0).max().item()
+
+
 LABELS, ROWS = torch.arange(60) % 3, torch.arange(60) < 20
 WEIGHT = torch.where(LABELS > 0, 0.01, 1.0)
 CONSTANTS = {
@@ -218,6 +234,25 @@ CONSTANTS = {
         {"y": LABELS, "weight": WEIGHT},
         20 * math.log(1 / 1.02) + 0.4 * math.log(0.01 / 1.02),
     ),
+    "counts": (
+        likelihoods.Poisson(),
+        {"y": COUNTS, "weight": WEIGHT},
+        (WEIGHT * dist.Poisson((WEIGHT * COUNTS).sum() / WEIGHT.sum()).log_prob(COUNTS))
+        .sum()
+        .item(),
+    ),
+    "a dispersion that is known": (likelihoods.NegativeBinomial(2.0), {"y": COUNTS}, counts(2.0)),
+    "a dispersion that is learned": (
+        likelihoods.NegativeBinomial(),
+        {"y": COUNTS},
+        max(counts(r) for r in torch.logspace(-2, 3, 5001).double()),
+    ),
+    "Student's t": (likelihoods.StudentT(3.0, 0.7), {"y": Y2[:, 0]}, student(0.7, 3.0)),
+    "its scale is learned": (
+        likelihoods.StudentT(3.0),
+        {"y": Y2[:, 0]},
+        max(student(s.item(), 3.0) for s in torch.logspace(-1, 1, 1001)),
+    ),
     "several labels": (
         likelihoods.Bernoulli(),
         {"y": torch.stack([torch.ones(60), (LABELS == 0).float()], -1)},
@@ -231,11 +266,43 @@ def test_trivial_bound_is_that_of_the_best_constant_of_each_target(name):
     torch.manual_seed(0)
     likelihood, observed, expected = CONSTANTS[name]
     num_outputs = 3 if isinstance(likelihood, likelihoods.Categorical) else observed["y"][0].numel()
-    # A prior that predicts far from all targets.
-    model = BNN(bayesianize(nn.Linear(3, num_outputs), prior=Normal(0.0, 300.0)), likelihood)
+    # A prior that predicts far from all targets; rates are exponentials of outputs.
+    prior = Normal(0.0, 5.0 if isinstance(likelihood, likelihoods.Poisson) else 300.0)
+    model = BNN(bayesianize(nn.Linear(3, num_outputs), prior=prior), likelihood)
     guide = AutoLRT(model)
     result = diagnose(model, guide, {"x": X3, **observed}, num_samples=25)
     assert result.trivial == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "frozen", "latent"])
+def test_trivial_bound_of_a_learned_noise_in_any_mode(how):
+    torch.manual_seed(0)
+    noise = dist.HalfNormal(1.0) if how == "latent" else None
+    model = BNN(nn.Linear(3, 1), likelihoods.Normal(noise))
+    guide = AutoLRT(model)
+    guide(X3, Y2[:, 0])
+    model.requires_grad_(how != "frozen")
+    guide.requires_grad_(how != "frozen")
+    flags = [p.requires_grad for p in (*model.parameters(), *guide.parameters())]
+    mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    with mode.get(how, torch.enable_grad)():
+        result = diagnose(model, guide, (X3 + 0, Y2[:, 0] + 0), num_samples=25)
+    assert result.trivial == pytest.approx(normal(Y2[:, 0]), rel=1e-4)
+    assert [p.requires_grad for p in (*model.parameters(), *guide.parameters())] == flags
+
+
+def test_a_site_of_another_kind_leaves_the_constant_of_the_others():
+    torch.manual_seed(0)
+    net = bayesianize(nn.Linear(3, 1), prior=Normal(0.0, 300.0))
+
+    def model(x, y=None):
+        mean = net(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.factor("penalty", torch.full((len(x),), -2.0))
+            pyro.sample("obs", dist.Normal(mean, 2.0), obs=y)
+
+    result = diagnose(model, AutoLRT(model), (X3, Y2[:, 0]), num_samples=25)
+    assert result.trivial == pytest.approx(normal(Y2[:, 0], 2.0) - 2 * 60, rel=1e-4)
 
 
 def test_likelihoods_whose_best_constant_is_not_known():
@@ -315,6 +382,29 @@ def test_errors():
         diagnose(model, guide, xy, losses=[1.0], num_samples=25)
     with pytest.raises(ValueError, match="observes nothing"):
         diagnose(model, guide, xy[:1], num_samples=25)
+
+
+GAUSSIAN = Normal(0.0, 2.0)
+WIDE = {"independent": GAUSSIAN, "learned": Normal(0.0, 2.0, learnable_scale="input")}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_bounds_of_pruned_posteriors_are_of_the_weights_that_are_left(name):
+    torch.manual_seed(0)
+    x = 3 * torch.linalg.qr(torch.randn(50, 10)).Q  # mean-field is exact
+    y = 2 * x[:, :3].sum(1) + 0.5 * torch.randn(50)
+    model = Regression(BayesianLinear(10, 1, bias=False, prior=WIDE[name]), 0.5)
+    guide = AutoLRT(model)
+    precision = 9 / 0.25 + 1 / 4
+    guide["net.weight"].loc = (x.T @ y / 0.25 / precision).reshape(1, 10)
+    guide["net.weight"].scale = torch.full((1, 10), precision**-0.5)
+    guide["net.weight"].prune((torch.arange(10) < 3).reshape(1, 10))
+    left = x[:, :3].double()
+    covariance = 0.25 * torch.eye(50).double() + 4 * left @ left.T
+    evidence = dist.MultivariateNormal(torch.zeros(50).double(), covariance).log_prob(y.double())
+    result = diagnose(model, guide, (x, y), num_samples=400)
+    assert abs(result.elbo - evidence.item()) < 5 * result.elbo_error
+    assert result.importance_bound == pytest.approx(evidence.item(), abs=2e-3)
 
 
 def test_pruned_weights_do_not_count():

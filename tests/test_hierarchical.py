@@ -122,6 +122,17 @@ def test_density_is_the_integral_over_the_variance(group_dims):
         )
 
 
+@pytest.mark.parametrize("group_dims", [(), (1,)])
+def test_marginal_density_of_some_weights(group_dims):
+    kept = torch.tensor([[True, True, False], [False, True, False]])
+    p = HierarchicalNormal((2, 3), *double(0.7, 0.3, 0.2), group_dims=group_dims)
+    w = double(0.5).expand(2, 3) * torch.arange(6).view(2, 3)
+    groups = [w[kept]] if not group_dims else [w[:1, 0], w[:, 1]]
+    parts = (HierarchicalNormal(g.shape, *double(0.7, 0.3, 0.2)).log_prob(g) for g in groups)
+    torch.testing.assert_close(p.log_prob(w, kept), sum(parts))
+    torch.testing.assert_close(p.log_prob(w, torch.ones_like(kept)), p.log_prob(w))
+
+
 def weights(kind, shape):
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return {

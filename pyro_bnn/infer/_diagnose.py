@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from .._buffers import unchanged_buffers
+from .._tensors import map_tensors
 from ..distributions import GroupedNormal
 from ..distributions._normal import innermost
 from ..guides import AutoPosterior
+from ..guides._sites import model_parameters
 from ..kernels import entry_kl
 from ..posteriors import ConstrainedPosterior
 from ..posteriors._pruned import Pruned
@@ -80,10 +83,11 @@ def diagnose(
         )
     batch, moved = arguments(data), _moved(losses)
     with unchanged_buffers():
-        # With gradients, which tell whether a noise is learned.
-        first, sites, observed = draw(model, guide, batch)
+        with _differentiated(model, guide):
+            first, sites, observed = draw(model, guide, _outside_of_inference(batch))
         with torch.no_grad():
-            draws = [first, *(draw(model, guide, batch)[0] for _ in range(num_samples - 1))]
+            second, _, again = draw(model, guide, batch)
+            draws = [first, second, *(draw(model, guide, batch)[0] for _ in range(num_samples - 2))]
     likelihoods: dict[str, list[float]] = {}
     for one in draws:
         for name, value in one.likelihood.items():
@@ -97,17 +101,19 @@ def diagnose(
     kl = {name: _mean(d.kl[name] for d in draws) for name in first.kl}
     log_weights = _doubles(sum(d.likelihood.values()) - sum(d.ratio.values()) for d in draws)
     with unchanged_buffers(), torch.no_grad():
-        prior = _mean(likelihood(model, batch) for _ in range(25))
+        before = [likelihood(model, batch) for _ in range(25)]
         noisy = lambda: poutine.replay(model, trace=trace(guide, batch))
-        in_training = _doubles(likelihood(noisy(), batch) for _ in range(25))
-    constant = sum(constant_log_likelihood(site) for site in observed.values())
+        in_training = _doubles(sum(likelihood(noisy(), batch).values()) for _ in range(25))
+    prior = {name: _mean(one[name] for one in before) for name in observed}
+    best = {n: constant_log_likelihood(site, again[n]) for n, site in observed.items()}
+    constant = sum(prior[n] if value is None else value for n, value in best.items())
     return Diagnosis(
         num_data=_num_data(observed),
         elbo=terms.mean().item(),
         elbo_error=terms.std().item() / math.sqrt(num_samples),
         objective=in_training.mean().item() - sum(kl.values()),
         objective_error=in_training.std().item() / math.sqrt(len(in_training)),
-        trivial=max(prior, constant),
+        trivial=max(sum(prior.values()), constant),
         likelihood={name: _mean(values) for name, values in likelihoods.items()},
         kl=kl,
         collapsed=_collapsed(sites),
@@ -118,6 +124,26 @@ def diagnose(
         num_samples=num_samples,
         _sizes={name: p.shape().numel() for name, (_, p) in sites.items()},
     )
+
+
+@contextmanager
+def _differentiated(model: Callable[..., Any], guide: AutoPosterior) -> Iterator[None]:
+    """Lets all parameters have gradients, which tell whether a noise is learned."""
+    frozen = [p for p in (*guide.parameters(), *model_parameters(model)) if not p.requires_grad]
+    with torch.inference_mode(False), torch.enable_grad():
+        for parameter in frozen:
+            parameter.requires_grad_(parameter.is_floating_point())
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+
+def _outside_of_inference(batch: Any) -> Any:
+    """Tensors made in inference mode may have no part in what has gradients, but copies may."""
+    is_bound = lambda x: isinstance(x, Tensor) and x.is_inference()
+    return map_tensors(lambda x: x.clone() if is_bound(x) else x, batch)
 
 
 def _num_data(observed: dict[str, dict[str, Any]]) -> int:

@@ -19,7 +19,9 @@ class Diagnosis:
             guide give each example, and its standard error ``objective_error``. It is the ELBO
             where each example has one weight, and its likelihood depends on no other one's.
         trivial: the bound of a posterior that has learned nothing: the expected log-likelihood
-            under the prior, or that of the best constant prediction if it is greater.
+            under the prior, or that of the best constant prediction if it is greater. The latter
+            is known of observed sites that are Normals, Student's t, Bernoullis, Categoricals,
+            Poissons or negative binomials.
         likelihood: expected log-likelihood by observed site.
         kl: KL divergence by latent site.
         collapsed: fraction of the entries of each site with a Normal prior whose posterior equals

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
 
 from ..guides import AutoPosterior
+from ..posteriors._pruned import Pruned
 from ._sites import Site, integrable, may_have_kl, site_kl
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # what a model is called with
@@ -41,7 +44,9 @@ def draw(
     observed: dict[str, Any] = {n: run.nodes[n] for n in run.observation_nodes}
     latent = {n: run.nodes[n] for n in run.stochastic_nodes if n in proposed.nodes}
     guided = {n: proposed.nodes[n] for n in proposed.stochastic_nodes if n in latent}
-    ratio = {n: (guided[n]["log_prob_sum"] - p["log_prob_sum"]).item() for n, p in latent.items()}
+    ratio = {
+        n: (guided[n]["log_prob_sum"] - _log_prior(p, guided[n])).item() for n, p in latent.items()
+    }
     names = (n for n in integrable(latent, guided) if may_have_kl(latent[n], guided[n]))
     kls = {n: site_kl(latent[n], guided[n]) for n in names}
     numbers = Draw(
@@ -52,6 +57,15 @@ def draw(
     return numbers, {n: (guided[n]["fn"], p["fn"]) for n, p in latent.items()}, observed
 
 
+def _log_prior(prior: Site, posterior: Site) -> Tensor:
+    """The log density that the posterior's replaces; of pruned weights, neither has one."""
+    q = posterior["fn"]
+    if not isinstance(q, Pruned):
+        return prior["log_prob_sum"]
+    density = q.log_prior(prior["fn"], prior["value"])
+    return scale_and_mask(density, prior["scale"], prior["mask"]).sum()
+
+
 def trace(function: Callable[..., Any], batch: Batch) -> Any:
     """The trace of a model or guide that is called with a batch."""
     args, kwargs = batch
@@ -59,8 +73,8 @@ def trace(function: Callable[..., Any], batch: Batch) -> Any:
 
 
 @torch.no_grad()
-def likelihood(model: Callable[..., Any], batch: Batch) -> float:
-    """The log-likelihood of a batch with what the model samples."""
+def likelihood(model: Callable[..., Any], batch: Batch) -> dict[str, float]:
+    """The log-likelihood of a batch by observed site, with what the model samples."""
     run = trace(model, batch)
     run.compute_log_prob(lambda name, site: site["is_observed"])
-    return sum(run.nodes[n]["log_prob_sum"].item() for n in run.observation_nodes)
+    return {n: run.nodes[n]["log_prob_sum"].item() for n in run.observation_nodes}

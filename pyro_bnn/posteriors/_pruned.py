@@ -48,6 +48,17 @@ class Pruned(Estimated):
         density = self.full.log_prob(one_weight(value))
         return self.sum_kept(density)
 
+    def log_prior(self, p: Distribution, value: Tensor) -> Tensor:
+        """The log density of the kept weights under a prior.
+
+        It is that of all weights where these depend on each other otherwise than by groups.
+        """
+        if isinstance(p, Grouped):
+            return p.log_prob(value, self.kept)
+        if isinstance(p, Independent) and not innermost(p).event_shape:
+            return self.sum_kept(innermost(p).log_prob(value))
+        return p.log_prob(value)
+
     def sum_kept(self, x: Tensor) -> Tensor:
         return exact_sum(torch.where(self.kept, x, 0), tuple(range(-self.event_dim, 0)))
 
