@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from statsmodels.datasets import sunspots
 from torch import Tensor, nn
+from uci_sets import uci_split
 
 from pyro_bnn import BNN, bayesianize
 from pyro_bnn.nn import BayesianLinear, BayesianLSTM
@@ -106,23 +107,6 @@ def fashion_split(folder: Path) -> Callable[[int], Split]:
             labels = _read_idx(folder, f"{kind}-labels-idx1-ubyte")[rows]
             sets += [_floats(images / 255).unsqueeze(1), torch.tensor(labels.astype(int))]
         return tuple(sets)
-
-    return split
-
-
-def uci_split(path: Path) -> Callable[[int], Split]:
-    """Standardized inputs and targets."""
-
-    def split(seed: int) -> Split:
-        data = np.load(path)
-        x, y, test = data["X"].astype(float), data["y"].astype(float), data["test_index"][seed]
-        test = test[test >= 0]
-        rows = np.setdiff1d(np.arange(len(y)), test)
-        scale = x[rows].std(0)
-        scale[scale == 0] = 1  # constant columns
-        x = _floats((x - x[rows].mean(0)) / scale)
-        y = _floats((y - y[rows].mean()) / y[rows].std())
-        return x[rows], y[rows], x[test], y[test]
 
     return split
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyro
 import torch
 from recipe import PRIORS, add_rates, final_elbo, mlp, rates, regression, train
+from uci_sets import read
 
 from pyro_bnn import evaluate, guides
 
@@ -45,25 +46,14 @@ def run(path: Path, guide_name: str, split: int, args: argparse.Namespace) -> Ro
     torch.set_num_threads(1)  # the networks are small
     torch.manual_seed(split)
     pyro.enable_validation(False)
-    data = np.load(path)
-    x, y = data["X"].astype(float), data["y"].astype(float).reshape(-1)
-    test = data["test_index"][split]
-    test = test[test >= 0]
-    train_rows = np.setdiff1d(np.arange(len(y)), test)
-    x_mean, x_scale = x[train_rows].mean(0), x[train_rows].std(0)
-    x_scale[x_scale == 0] = 1  # constant columns
-    y_mean, y_scale = y[train_rows].mean(), y[train_rows].std()
-    inputs = torch.tensor((x - x_mean) / x_scale, dtype=torch.float)
-    targets = torch.tensor((y - y_mean) / y_scale, dtype=torch.float)
-    train_x, train_y = inputs[train_rows], targets[train_rows]
-
+    (x, y, test_x, test_y), y_scale = read(path).split(split)
     sizes = [x.shape[1], *[args.hidden] * args.layers, 1]
     model = regression(mlp(sizes, **PRIORS[args.prior]))
     guide = getattr(guides, guide_name)(model)
-    train(model, guide, train_x, train_y, args.steps, args.batch, **rates(args))
+    train(model, guide, x, y, args.steps, args.batch, **rates(args))
 
-    found = evaluate(model, guide, (inputs[test], targets[test]), args.samples)
-    elbo = final_elbo(model, guide, train_x, train_y, draws=50)
+    found = evaluate(model, guide, (test_x, test_y), args.samples)
+    elbo = final_elbo(model, guide, x, y, draws=50)
     return {
         "set": path.stem,
         "guide": guide_name,
@@ -102,36 +92,47 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sets", help="names separated by commas; all by default")
-    parser.add_argument("--splits", type=int, default=20, help="the first ones")
+    parser.add_argument("--splits", type=_count, default=20, help="the first ones")
     parser.add_argument("--guides", default=",".join(GUIDES))
-    parser.add_argument("--hidden", type=int, default=50)
-    parser.add_argument("--layers", type=int, default=1, help="hidden layers")
+    parser.add_argument("--hidden", type=_count, default=50)
+    parser.add_argument("--layers", type=_count, default=1, help="hidden layers")
     parser.add_argument("--prior", choices=PRIORS, default="learned")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=128, help="rows of a step")
+    parser.add_argument("--steps", type=_count, default=20_000)
+    parser.add_argument("--batch", type=_count, default=128, help="rows of a step")
     add_rates(parser)
-    parser.add_argument("--samples", type=int, default=1000, help="posterior samples")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--samples", type=_count, default=1000, help="posterior samples")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, help="where to save the results of all splits")
     args = parser.parse_args(argv)
 
     paths = sorted(args.folder.glob("*.npz"))
     if args.sets:
-        paths = [path for path in paths if path.stem in args.sets.split(",")]
+        found = {path.stem: path for path in paths}
+        missing = [name for name in args.sets.split(",") if name not in found]
+        if missing:
+            parser.error(f"no sets {missing} in {args.folder}, but {sorted(found)}")
+        paths = [found[name] for name in args.sets.split(",")]
     names = args.guides.split(",")
     unknown = [name for name in names if name not in GUIDES]
     if not paths or unknown:
         parser.error(f"no sets in {args.folder}" if not paths else f"unknown guides {unknown}")
-    tasks = [
-        (path, guide, split)
-        for guide in names
-        for path in paths
-        for split in range(min(args.splits, len(np.load(path)["test_index"])))
-    ]
+    if args.json and not args.json.resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
+    try:
+        numbers = {path: min(args.splits, len(read(path).tests)) for path in paths}
+    except ValueError as error:
+        parser.error(str(error))
+    tasks = [(path, guide, n) for guide in names for path in paths for n in range(numbers[path])]
     rows: list[Row] = []
+    failed = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run, *task, args) for task in tasks]
+        futures = {pool.submit(run, *task, args): task for task in tasks}
         for future in as_completed(futures):
+            path, guide, split = futures[future]
+            if future.exception() is not None:
+                failed.append(f"{path.stem} {guide} {split}: {future.exception()!r}")
+                print("failed", failed[-1], flush=True)
+                continue
             row = future.result()
             rows.append(row)
             print(
@@ -142,7 +143,15 @@ def main(argv: list[str] | None = None) -> list[Row]:
             if args.json:  # kept up to date, since all splits take long
                 args.json.write_text(json.dumps(sorted(rows, key=_order), indent=1) + "\n")
     print(table(sorted(rows, key=_order)))
+    if failed:
+        raise SystemExit("\n".join([f"{len(failed)} trainings failed:", *failed]))
     return rows
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no positive integer")
+    return int(text)
 
 
 def _order(row: Row) -> tuple[int, str, int]:

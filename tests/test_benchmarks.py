@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from models import within
 from torch import nn
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+SPEC: Any = importlib.util.spec_from_file_location("uci_sets", FOLDER / "uci_sets.py")
+uci_sets = sys.modules["uci_sets"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(uci_sets)
 
 
 def run(script, *args):
@@ -69,6 +75,60 @@ def test_uci(tmp_path):
         assert 15 < row["rmse"] < 60
         assert constant - 1 < row["log_density"] < best + 0.5  # log(300) is 5.7 nats
         assert row["elbo"] < best + 0.3
+
+
+X, TESTS = np.random.default_rng(0).normal(size=(20, 2)), np.array([[0, 1], [2, -1]])
+GOOD = {"X": X, "y": X.sum(1), "test_index": TESTS}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"X": X[:, 0]}, "`X` of shape"),
+        ({"X": np.where(X > 1, np.nan, X)}, "must be finite"),
+        ({"y": X}, "`y` of shape"),
+        ({"y": X[:19, 0]}, "`y` of shape"),
+        ({"y": np.ones(20)}, "split 0 has no two different training targets"),
+        ({"y": np.array(["a"] * 20)}, "numbers"),
+        ({"test_index": TESTS[0]}, "a row of indices for each split"),
+        ({"test_index": np.ones((1, 20), bool)}, "a row of indices for each split"),
+        ({"test_index": TESTS + 18}, "below the number of rows"),
+        ({"test_index": np.full((1, 2), -1)}, "split 0 has no test rows"),
+        ({"test_index": np.arange(20)[None]}, "split 0 has no two different training targets"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **GOOD | arrays)
+    with pytest.raises(ValueError, match=rf"bad\.npz.*{message}"):
+        uci_sets.read(tmp_path / "bad.npz")
+
+
+def test_sets_of_columns_that_are_constant_but_for_a_test_row(tmp_path):
+    x = np.c_[X, np.full(20, 0.1)]
+    x[0, 2] = 0.2
+    np.savez(tmp_path / "rare.npz", **GOOD | {"X": x, "y": X.sum(1, keepdims=True)})
+    found = uci_sets.read(tmp_path / "rare.npz")
+    (train_x, train_y, test_x, test_y), scale = found.split(0)
+    assert test_x.abs().max() < 10
+    assert [len(train_x), len(test_y), len(found.split(1)[0][3])] == [18, 2, 1]
+    assert scale == pytest.approx(X[2:].sum(1).std())
+    torch.testing.assert_close(train_y.square().mean(), torch.tensor(1.0))
+
+
+def test_uci_names_trainings_that_fail_and_bad_arguments(tmp_path):
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", **GOOD)
+    small = ["--guides", "AutoLRT", "--steps", "20", "--jobs", "1", "--splits", "1"]
+    command = [sys.executable, str(FOLDER / "uci.py"), str(tmp_path), *small]
+    for more, code, message in (
+        (["--lr", "1e30"], 1, "2 trainings failed:\na AutoLRT 0: ValueError"),
+        (["--sets", "a,typo"], 2, "typo"),
+        (["--splits", "0"], 2, "positive integer"),
+        (["--json", "no/such/folder.json"], 2, "no such folder"),
+    ):
+        result = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert result.returncode == code
+        assert message in result.stderr
 
 
 def test_defaults(tmp_path):
