@@ -22,6 +22,13 @@ def check_numbers(**values: Any) -> None:
             raise TypeError(f"`{name}` (={value!r}) must be a number")
 
 
+def check_finite_numbers(**values: Any) -> None:
+    check_numbers(**values)
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"`{name}` (={value}) must be finite")
+
+
 def is_count(value: Any) -> bool:
     """Whether something is a positive integer, 1e3 for example."""
     return _is_number(value) and value >= 1 and value % 1 == 0

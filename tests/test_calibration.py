@@ -87,12 +87,36 @@ def test_ranks_of_discrete_variables_are_uniform():
     assert uniformity(ranks, num_ranks=10, num_bins=10) > LEVEL
 
 
+def _observed(prior):
+    def model(x, y=None):
+        w = prior(x)
+        return pyro.sample("obs", dist.Normal(w, 1.0).to_event(2), obs=y)
+
+    return model
+
+
+def test_samples_in_arrays():
+    model = _observed(lambda x: pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2)))
+    exact = lambda x, y: {"w": (y / 2 + 0.5**0.5 * torch.randn(99, 2, 3)).numpy()}
+    torch.manual_seed(0)
+    assert uniformity(sbc_ranks(model, exact, None)["w"], 100) > LEVEL
+
+
 def test_errors():
     x, model = orthogonal(2)
     samples = torch.zeros(SAMPLES, 2, 3)
     for returned in ({}, {"net.weight": samples[1:]}, {"net.weight": samples[:, :1]}):
         with pytest.raises(ValueError, match=r"`infer` has returned .*net\.weight"):
             sbc_ranks(model, lambda x, y, returned=returned: returned, x)
+    # Rows and columns that are exchanged, in a site of as many entries.
+    other = lambda x, y=None: pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    with pytest.raises(ValueError, match=r"\(99, 3, 2\), not \(99, 2, 3\)"):
+        sbc_ranks(_observed(other), lambda x, y: {"w": torch.zeros(99, 3, 2)}, x)
+    with pytest.raises(TypeError, match="`infer` has returned a NoneType"):
+        sbc_ranks(model, lambda x, y: None, x)
+    for arguments in (([1, 2], 100), (torch.arange(100), 99.5), (torch.arange(100), 100, 2.5)):
+        with pytest.raises(TypeError, match=r"`ranks`|`num_ranks`|`num_bins`"):
+            uniformity(*arguments)
     with pytest.raises(ValueError, match="does not sample `site`"):
         sbc_ranks(model, lambda x, y: {}, x, site="y")
     with pytest.raises(ValueError, match="`num_simulations`"):

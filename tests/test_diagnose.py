@@ -378,6 +378,11 @@ def test_errors():
         diagnose(model, lambda x, y: None, xy)
     with pytest.raises(ValueError, match="`num_samples`"):
         diagnose(model, guide, xy, num_samples=10)
+    for losses in (3, ["a"] * 1200):
+        with pytest.raises(TypeError, match="`losses`"):
+            diagnose(model, guide, xy, losses=losses, num_samples=25)
+    with pytest.raises(ValueError, match=r"`losses\[1150\]` \(=nan\)"):
+        diagnose(model, guide, xy, losses=[1.0] * 1150 + [math.nan] * 50, num_samples=25)
     with pytest.raises(ValueError, match="`losses`"):
         diagnose(model, guide, xy, losses=[1.0], num_samples=25)
     with pytest.raises(ValueError, match="observes nothing"):

@@ -552,7 +552,8 @@ def test_bad_arguments_are_refused(argument, value):
      ("callbacks", print), ("callbacks", ["print"]), ("lr", True), ("lr", torch.ones(2)),
      ("kl_weight", torch.ones(2)), ("seed", 1.5), ("seed", "a"), ("checkpoint", 3),
      ("optimizer", torch.optim.Adam([torch.ones(1)])), ("optimizer", lambda groups: None),
-     ("optimizer", lambda groups: torch.optim.LBFGS(groups[0]["params"])), ("optimizer", "Adam")],
+     ("optimizer", lambda groups: torch.optim.LBFGS(groups[0]["params"])), ("optimizer", "Adam"),
+     ("optimizer", torch.optim.LBFGS)],
 )  # fmt: skip
 def test_arguments_of_a_wrong_type_are_refused(argument, value):
     model, guide = bnn()

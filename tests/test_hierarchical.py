@@ -607,6 +607,21 @@ def test_bad_rules(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("rule", "arguments", "name"),
+    [
+        (priors.HierarchicalNormal, {"learnable_loc": "False"}, "learnable_loc"),
+        (priors.HierarchicalNormal, {"loc": "0"}, "loc"),
+        (priors.Normal, {"loc": None}, "loc"),
+        (priors.Laplace, {"loc": "x"}, "loc"),
+        (priors.ScaleMixture, {"prob": "a"}, "prob"),
+    ],
+)
+def test_arguments_of_a_wrong_type(rule, arguments, name):
+    with pytest.raises(TypeError, match=f"`{name}`"):
+        rule(**arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"concentration": -1.0}, r"`concentration` \(=-1.0\) must be positive"),

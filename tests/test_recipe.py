@@ -329,6 +329,8 @@ def test_a_warmup_goes_on_from_its_state():
     state = warmup.state_dict()
     with pytest.raises(ValueError, match="`state_dict` has the entries"):
         warmup.load_state_dict({"num_steps": 3})
+    with pytest.raises(TypeError, match="`state_dict`"):
+        warmup.load_state_dict(None)
     for bad in ({"steps": 0}, {"num_steps": -1}, {"num_steps": None}, {"start": math.nan}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             warmup.load_state_dict({**state, "kl_weight": 2.0, **bad})

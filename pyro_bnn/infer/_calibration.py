@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._tensors import as_tensor
 from ..estimators._draw import plain
 from ._samples import check_count, run, sampler
 from ._vectorized import Samples
@@ -47,7 +48,7 @@ def sbc_ranks(
         A dictionary from site names to ranks, of shape ``(num_simulations, *shape of the site)``.
 
     Raises:
-        TypeError: if a number is no integer.
+        TypeError: if a number is no integer, or ``infer`` returns neither guide nor dictionary.
         ValueError: if one is not positive, if the model does not sample ``site``, or samples of
             ``infer`` are of other sites or another number, or NaN.
 
@@ -76,10 +77,17 @@ def sbc_ranks(
         values = _simulated(model, x)
         if site not in values:
             raise ValueError(f"the model does not sample `site` (={site!r}), but {list(values)}")
-        posterior = infer(x, values.pop(site))
-        if not isinstance(posterior, Mapping):
+        found = infer(x, values.pop(site))
+        if isinstance(found, Mapping):
+            posterior = {name: as_tensor(samples) for name, samples in found.items()}
+        elif callable(found):
             with torch.no_grad():
-                posterior = sampler(posterior, (x,), {})(num_samples)
+                posterior = sampler(found, (x,), {})(num_samples)
+        else:
+            raise TypeError(
+                f"`infer` has returned a {type(found).__name__}: return a guide, or a dictionary "
+                "of samples by site, such as `mcmc.get_samples()`"
+            )
         _check(posterior, values, num_samples)
         for name, value in values.items():
             samples = posterior[name].reshape(num_samples, *value.shape)
@@ -104,12 +112,17 @@ def uniformity(ranks: Tensor, num_ranks: int, num_bins: int = 20) -> float:
         num_bins: :math:`B`; no more than there are ranks, with five or more expected in each.
 
     Raises:
+        TypeError: if ``ranks`` is no tensor, or a number no integer.
         ValueError: if there are no ranks, some are out of range, or the bins too many.
 
     Example:
         >>> uniformity(torch.arange(100), num_ranks=100)
         1.0
     """
+    if not isinstance(ranks, Tensor):
+        raise TypeError(f"`ranks` (={type(ranks).__name__}) must be a tensor")
+    check_count("num_ranks", num_ranks)
+    check_count("num_bins", num_bins)
     is_rank = (ranks >= 0) & (ranks < num_ranks) & (ranks == ranks.long())
     if not ranks.numel() or not bool(is_rank.all()):
         raise ValueError(
@@ -141,7 +154,10 @@ def _check(posterior: Mapping[str, Tensor], values: Mapping[str, Tensor], num_sa
     for name, value in values.items():
         if bool(posterior[name].isnan().any()):
             raise ValueError(f"`infer` has returned NaN among the samples of `{name}`: mend it")
-        if len(posterior[name]) != num_samples or posterior[name][0].numel() != value.numel():
+        without_ones = lambda shape: [size for size in shape if size != 1]
+        expected = [num_samples, *without_ones(value.shape)]
+        shape = posterior[name].shape
+        if [*shape[:1], *without_ones(shape[1:])] != expected:
             raise ValueError(
                 f"`infer` has returned samples of `{name}` of shape "
                 f"{tuple(posterior[name].shape)}, not {(num_samples, *value.shape)}: return "

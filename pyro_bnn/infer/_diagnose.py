@@ -62,9 +62,10 @@ def diagnose(
         A :class:`Diagnosis`.
 
     Raises:
-        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`, or ``data`` no tuple,
-            list or dictionary.
-        ValueError: if ``num_samples`` is below 25, or the model observes nothing.
+        TypeError: if ``guide`` is not a guide of :mod:`pyro_bnn.guides`, ``data`` no tuple, list or
+            dictionary, or ``losses`` no numbers.
+        ValueError: if ``num_samples`` is below 25, the model observes nothing, or ``losses`` are
+            too few or not finite.
 
     References:
         Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders",
@@ -201,11 +202,19 @@ def _moved(losses: Sequence[float] | None) -> float | None:
     """How much higher the bound is over the last 100 steps than it was 1,000 steps before."""
     if losses is None:
         return None
-    values = torch.as_tensor(list(losses), dtype=torch.double)
+    try:
+        values = torch.as_tensor(list(losses), dtype=torch.double)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`losses` must be a sequence of numbers, one for each step ({error})"
+        ) from None
     if len(values) < _WINDOW + 100:
         raise ValueError(
             f"`losses` has {len(values)} entries; the bound of the last 1,000 steps needs 1,100"
         )
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(f"`losses[{bad}]` (={values[bad]}) must be finite: leave it out")
     return (values[-_WINDOW - 100 : -_WINDOW].mean() - values[-100:].mean()).item()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -95,8 +96,14 @@ class KLWarmup:
         """Goes on where another warm-up was, with its arguments, and sets the weight.
 
         Raises:
+            TypeError: if ``state_dict`` is no dictionary, or has another thing than numbers.
             ValueError: if ``state_dict`` is not what :meth:`state_dict` returns; nothing changed.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"`state_dict` (={state_dict!r}) must be the dictionary of a KLWarmup's "
+                "`state_dict()`"
+            )
         expected, given = set(self.state_dict()), set(state_dict)
         if expected != given:
             raise ValueError(

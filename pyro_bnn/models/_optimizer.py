@@ -27,10 +27,12 @@ def optimizer_of(
             f"`optimizer` (={type(make).__name__}) must be a function that makes an optimizer of "
             f"the parameter groups, {example}"
         )
-    made = (adam if make is None else make)(groups)
+    needs_closure = isinstance(make, type) and issubclass(make, torch.optim.LBFGS)
+    made = make if needs_closure else (adam if make is None else make)(groups)
     if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+        kind = made if isinstance(made, type) else type(made)
         raise TypeError(
-            f"`optimizer` returned a {type(made).__name__}: return an optimizer of torch that "
+            f"`optimizer` makes a {kind.__name__}: return an optimizer of torch that "
             f"needs no closure, {example}"
         )
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import pyro.distributions as dist
@@ -10,7 +9,7 @@ import torch
 
 from .. import distributions
 from .._axes import Axes
-from .._validation import check_numbers, check_positive
+from .._validation import check_finite_numbers, check_positive
 from ._groups import GROUPS, group_dims
 
 
@@ -37,6 +36,7 @@ class HierarchicalNormal:
         learnable_loc: make the mean, one for the whole weight, a parameter.
 
     Raises:
+        TypeError: if ``learnable_loc`` is no bool, or another argument no number.
         ValueError: if ``groups`` is none of these, ``concentration`` or ``rate`` not positive and
             finite, or ``loc`` not finite.
 
@@ -55,9 +55,9 @@ class HierarchicalNormal:
         if self.groups not in GROUPS:
             raise ValueError(f'`groups` (={self.groups!r}) must be "tensor", "input" or "output"')
         check_positive(concentration=self.concentration, rate=self.rate)
-        check_numbers(loc=self.loc)
-        if not math.isfinite(self.loc):
-            raise ValueError(f"`loc` (={self.loc}) must be finite")
+        check_finite_numbers(loc=self.loc)
+        if not isinstance(self.learnable_loc, bool):
+            raise TypeError(f"`learnable_loc` (={self.learnable_loc!r}) must be True or False")
 
     @property
     def learnable(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from .. import distributions
 from .._axes import Axes
-from .._validation import check_positive
+from .._validation import check_finite_numbers, check_positive, check_probability
 from ._groups import GROUPS, group_dims
 
 
@@ -55,8 +55,7 @@ class _LocationScale(_Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.loc):
-            raise ValueError(f"`loc` (={self.loc}) must be finite")
+        check_finite_numbers(loc=self.loc)
         check_positive(scale=self.scale)
 
 
@@ -162,8 +161,7 @@ class ScaleMixture:
     scale2: float = math.exp(-6)
 
     def __post_init__(self) -> None:
-        if not 0 < self.prob < 1:
-            raise ValueError(f"`prob` (={self.prob}) must lie between 0 and 1")
+        check_probability(prob=self.prob)
         check_positive(scale1=self.scale1, scale2=self.scale2)
 
     def __call__(self, shape: torch.Size, fan_in: int) -> dist.TorchDistribution:
