@@ -114,6 +114,8 @@ def rates_by_name(
 
 def warn_of_ungrouped(guides: list[Any], loss: Any) -> None:
     """Warns once, at the first loss after ``parameter_groups``, of parameters that these lack."""
+    if not getattr(loss, "requires_grad", False):
+        return
     known = [_GROUPED.pop(guide) for guide in guides if guide in _GROUPED]
     if known:
         warn_of_untrained(loss, set().union(*known), to_caller())
