@@ -45,8 +45,8 @@ def step(model, guide, *args, elbo=None, steps=1):
 
 
 def test_every_guide_has_a_row():
-    names = {k.name for k in GUIDES} | {"AutoPosterior", "init_to_fan_in", "init_to_fraction"}
-    assert names == set(pyro_bnn.guides.__all__)
+    names = {k.name for k in GUIDES} | {"AutoPosterior"}
+    assert names == {name for name in pyro_bnn.guides.__all__ if name.startswith("Auto")}
 
 
 @EACH
