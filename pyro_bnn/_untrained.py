@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 
-def warn_of_untrained(loss: Any, trained: Collection[int], stacklevel: int) -> None:
-    """Warns of the parameters of a loss that are not among those trained, told by their ids."""
+def untrained(loss: Any, trained: Collection[int]) -> str | None:
+    """What to say of the parameters of a loss that are not among those trained, given by ids."""
     unknown = [p for p in _leaves(loss) if id(p) not in trained]
-    if unknown:
-        warnings.warn(
-            f"the model uses {len(unknown)} parameters (of shapes "
-            f"{[tuple(p.shape) for p in unknown[:3]]}) that are not trained, since they are of no "
-            "module that it is or refers to: make their module an attribute of the model, or "
-            "freeze them by `requires_grad_(False)`",
-            stacklevel=stacklevel + 1,
-        )
+    if not unknown:
+        return None
+    return (
+        f"the model uses {len(unknown)} parameters (of shapes "
+        f"{[tuple(p.shape) for p in unknown[:3]]}) that are not trained, since they are of no "
+        "module that it is or refers to: make their module an attribute of the model, or freeze "
+        "them by `requires_grad_(False)`"
+    )
 
 
 def _leaves(loss: Any) -> list[nn.Parameter]:

@@ -29,4 +29,4 @@ def to_caller() -> int:
 
 
 def _module(frame: FrameType) -> str:
-    return frame.f_globals["__name__"]
+    return frame.f_globals.get("__name__", "")  # code that is run by `exec` may have none

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from .._untrained import warn_of_untrained
+from .._untrained import untrained
 from .._validation import check_positive
 from ..posteriors._groups import parameter_groups
 from ._no_data import to_caller
@@ -117,5 +118,6 @@ def warn_of_ungrouped(guides: list[Any], loss: Any) -> None:
     if not getattr(loss, "requires_grad", False):
         return
     known = [_GROUPED.pop(guide) for guide in guides if guide in _GROUPED]
-    if known:
-        warn_of_untrained(loss, set().union(*known), to_caller())
+    message = untrained(loss, set().union(*known)) if known else None
+    if message is not None:
+        warnings.warn(message, stacklevel=to_caller())

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import nn
 from torch.distributions import Categorical, constraints
 
-from .._untrained import warn_of_untrained
+from .._untrained import untrained
 from .._validation import check_kl_weight, check_numbers, check_positive, is_count
 from ..guides._lists import posterior_guides
 from ..guides._sites import referred_modules
@@ -164,7 +164,9 @@ def prepare(
     known = {id(p) for part in parts for p in part.parameters()}
     nodes: dict[str, Any] = dict(capture.trace.nodes.items())
     found = {name: site["value"].unconstrained() for name, site in nodes.items()}
-    warn_of_untrained(loss, known | {id(p) for p in found.values()}, 3)
+    message = untrained(loss, known | {id(p) for p in found.values()})
+    if message is not None:
+        warnings.warn(message, stacklevel=3)
     return number, [name for name, p in found.items() if id(p) not in known]
 
 
