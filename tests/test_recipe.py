@@ -120,6 +120,19 @@ def test_a_global_of_the_name_of_an_attribute_is_no_module_of_the_model():
         del globals()["net"]
 
 
+def test_a_global_that_an_inner_function_names_is_a_module_of_the_model():
+    def model(x, y):
+        outputs = torch.stack([net(part) for part in (x,)])  # noqa: F821
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(outputs[0].squeeze(-1), 0.5), obs=y)
+
+    globals()["net"] = bayesian_mlp(3, 1)
+    try:
+        assert len(list(AutoLRT(model))) == 2
+    finally:
+        del globals()["net"]
+
+
 def test_groups_that_lack_parameters_of_the_loss_are_warned_of_once():
     x, y = data()
     experiment = Experiment(is_listed=True)
