@@ -190,10 +190,10 @@ X3, Y2 = torch.randn(60, 3), torch.randn(60, 2) * torch.tensor([1.0, 5.0]) + tor
 COUNTS = torch.cat([torch.arange(40.0), torch.zeros(20)])
 
 
-def counts(total_count):
+def counts(total_count, y=COUNTS):
     """The log-likelihood of counts at the best mean, for a dispersion."""
-    logits = (COUNTS.mean() / total_count).log()
-    return dist.NegativeBinomial(total_count, logits=logits).log_prob(COUNTS).sum().item()
+    logits = (y.mean() / total_count).log()
+    return dist.NegativeBinomial(total_count, logits=logits).log_prob(y).sum().item()
 
 
 def student(scale, df, y=Y2[:, 0]):
@@ -246,6 +246,22 @@ CONSTANTS = {
         likelihoods.NegativeBinomial(),
         {"y": COUNTS},
         max(counts(r) for r in torch.logspace(-2, 3, 5001).double()),
+    ),
+    "one dispersion for both": (
+        likelihoods.NegativeBinomial(),
+        {"y": torch.stack([COUNTS, 1 + COUNTS.flip(0) // 3], -1)},
+        max(
+            counts(r) + counts(r, 1 + COUNTS.flip(0) // 3)
+            for r in torch.logspace(-2, 3, 5001).double()
+        ),
+    ),
+    "a scale of Student's t for both": (
+        likelihoods.StudentT(3.0),
+        {"y": Y2},
+        max(
+            student(s.item(), 3.0) + student(s.item(), 3.0, Y2[:, 1])
+            for s in torch.logspace(-1, 1, 1001)
+        ),
     ),
     "Student's t": (likelihoods.StudentT(3.0, 0.7), {"y": Y2[:, 0]}, student(0.7, 3.0)),
     "its scale is learned": (

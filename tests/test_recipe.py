@@ -120,6 +120,17 @@ def test_a_global_of_the_name_of_an_attribute_is_no_module_of_the_model():
         del globals()["net"]
 
 
+def test_a_global_of_the_decorator_is_no_module_of_the_model():
+    namespace = {"net": bayesian_mlp(3, 1), "functools": functools}
+    code = "def wrap(f):\n    return functools.wraps(f)(lambda *args: f(*args))"
+    exec(code, namespace)
+
+    def model(x, y):
+        return net(x)  # noqa: F821
+
+    assert not list(AutoLRT(namespace["wrap"](model)))
+
+
 def test_a_global_that_an_inner_function_names_is_a_module_of_the_model():
     def model(x, y):
         outputs = torch.stack([net(part) for part in (x,)])  # noqa: F821

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuideList
 from torch import Tensor
 
+from .._untrained import untrained
 from ..posteriors._groups import parameter_groups as groups
 from ._guide import AutoPosterior
-from ._rates import grouped, rates_by_name
+from ._no_data import to_caller
+from ._rates import GROUPED, grouped, rates_by_name
 
 
 def posterior_guides(guide: Any) -> list[AutoPosterior]:
@@ -58,6 +61,16 @@ def optim_args(
         ValueError: if a rate is not positive and finite.
     """
     return rates_by_name(checked_guides(guide), lr, scale_lr, kwargs)
+
+
+def warn_of_ungrouped(guide: Any, loss: Any) -> None:
+    """Warns once, at the first loss after ``parameter_groups``, of parameters that these lack."""
+    if not GROUPED or not getattr(loss, "requires_grad", False):
+        return
+    known = [GROUPED.pop(part) for part in posterior_guides(guide) if part in GROUPED]
+    message = untrained(loss, set().union(*known)) if known else None
+    if message is not None:
+        warnings.warn(message, stacklevel=to_caller())
 
 
 def groups_of(

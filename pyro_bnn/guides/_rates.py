@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from .._untrained import untrained
 from .._validation import check_positive
 from ..posteriors._groups import parameter_groups
-from ._no_data import to_caller
 from ._sites import model_parameters
 
 # Guides and the parameters of their groups, until a loss has been looked at.
-_GROUPED: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
+GROUPED: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()
 
 
 class LearningRates:
@@ -95,7 +92,7 @@ def grouped(
     groups = parameter_groups([*parameters, *of_models], posteriors, lr, scale_lr)
     for guide in guides:
         guide._is_grouped = True
-        _GROUPED[guide] = {id(p) for group in groups for p in group["params"]}
+        GROUPED[guide] = {id(p) for group in groups for p in group["params"]}
     return groups
 
 
@@ -111,13 +108,3 @@ def rates_by_name(
         return others | {"lr": scale_lr if name in scales else lr}
 
     return args
-
-
-def warn_of_ungrouped(guides: list[Any], loss: Any) -> None:
-    """Warns once, at the first loss after ``parameter_groups``, of parameters that these lack."""
-    if not getattr(loss, "requires_grad", False):
-        return
-    known = [_GROUPED.pop(guide) for guide in guides if guide in _GROUPED]
-    message = untrained(loss, set().union(*known)) if known else None
-    if message is not None:
-        warnings.warn(message, stacklevel=to_caller())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -31,12 +31,12 @@ def modules_of(function: Any, kind: type[nn.Module]) -> list[nn.Module]:
     found: list[Any] = []
     if inspect.ismethod(function):
         attributes = getattr(function.__self__, "__dict__", {})
-        names = {n for code in _codes(function.__func__) for n in code.co_names}
+        names = {n for f in _unwrapped(function) for c in _codes(f.__code__) for n in c.co_names}
         found += [value for name, value in attributes.items() if name in names]
     for plain in _unwrapped(function):
         cells = plain.__closure__ or ()
         found += [cell.cell_contents for cell in cells if not _is_empty(cell)]
-        found += [plain.__globals__.get(name) for name in _global_names(plain)]
+        found += [plain.__globals__.get(name) for name in _global_names(plain.__code__)]
     unique = {id(x): x for x in found if isinstance(x, kind) and not isinstance(x, AutoGuide)}
     return list(unique.values())
 
@@ -50,18 +50,17 @@ def _unwrapped(function: Any) -> Iterator[Any]:
         function = getattr(function, "__wrapped__", None)
 
 
-def _codes(function: Any) -> Iterator[CodeType]:
+def _codes(code: CodeType) -> Iterator[CodeType]:
     """The code of a function and of the functions inside of it."""
-    waiting = [plain.__code__ for plain in _unwrapped(function)]
-    while waiting:
-        code = waiting.pop()
-        yield code
-        waiting += [const for const in code.co_consts if isinstance(const, CodeType)]
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
 
 
-def _global_names(function: Callable[..., Any]) -> list[str]:
-    """In the order of their use; those of attributes, which ``co_names`` has, too, are left out."""
-    loads = (i for code in _codes(function) for i in dis.get_instructions(code))
+def _global_names(code: CodeType) -> list[str]:
+    """Of variables alone; ``co_names``, of which ``getclosurevars`` makes them, has attributes."""
+    loads = (i for part in _codes(code) for i in dis.get_instructions(part))
     return [i.argval for i in loads if i.opname == "LOAD_GLOBAL"]
 
 

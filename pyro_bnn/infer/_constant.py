@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal
 
 
 @torch.no_grad()
-def constant_log_likelihood(site: dict[str, Any], again: dict[str, Any]) -> float | None:
+def constant_log_likelihood(site: dict[str, Any]) -> float | None:
     """The log-likelihood of an observed site under the best constant prediction.
 
     There is one for each target of a row. Scales, degrees of freedom and dispersions are those of
@@ -22,13 +22,12 @@ def constant_log_likelihood(site: dict[str, Any], again: dict[str, Any]) -> floa
     together where they share them.
 
     Args:
-        site: the site, in a run with gradients.
-        again: the same in another run.
+        site: the site, in a run where all parameters have gradients.
 
     Returns:
         None for distributions other than those of ``_BEST``.
     """
-    (inner, weight), other = _unwrapped(site), _unwrapped(again)[0]
+    inner, weight = _unwrapped(site)
     best = next((f for kind, f in _BEST.items() if isinstance(inner, kind)), None)
     if best is None:
         return None
@@ -40,7 +39,7 @@ def constant_log_likelihood(site: dict[str, Any], again: dict[str, Any]) -> floa
     if not counts.any():
         return 0.0
     y = torch.where(counts, y, y[counts][0])  # what is masked may have any value
-    found = best(_Targets(inner, other, num_dims, y, weight))
+    found = best(_Targets(inner, num_dims, y, weight))
     return found if math.isfinite(found) else None
 
 
@@ -49,7 +48,6 @@ class _Targets:
     """The targets of a site: a row for each datum, and how often each counts."""
 
     distribution: Any
-    again: Any  # the distribution in another run
     num_dims: int  # of the rows, in the distribution
     y: Tensor
     weight: Tensor
@@ -65,9 +63,7 @@ class _Targets:
     def known(self, name: str) -> Tensor | None:
         """A parameter of the distribution, unless it is learned."""
         x = getattr(self.distribution, name)
-        if x.requires_grad or not torch.equal(x, getattr(self.again, name)):
-            return None
-        return x.reshape(self.y.shape).double()
+        return None if x.requires_grad else x.reshape(self.y.shape).double()
 
     def pooled(self, name: str, x: Tensor) -> Tensor:
         """Sums of the targets, or their sum where these share a parameter."""

@@ -87,8 +87,7 @@ def diagnose(
         with _differentiated(model, guide):
             first, sites, observed = draw(model, guide, _outside_of_inference(batch))
         with torch.no_grad():
-            second, _, again = draw(model, guide, batch)
-            draws = [first, second, *(draw(model, guide, batch)[0] for _ in range(num_samples - 2))]
+            draws = [first, *(draw(model, guide, batch)[0] for _ in range(num_samples - 1))]
     likelihoods: dict[str, list[float]] = {}
     for one in draws:
         for name, value in one.likelihood.items():
@@ -106,7 +105,7 @@ def diagnose(
         noisy = lambda: poutine.replay(model, trace=trace(guide, batch))
         in_training = _doubles(sum(likelihood(noisy(), batch).values()) for _ in range(25))
     prior = {name: _mean(one[name] for one in before) for name in observed}
-    best = {n: constant_log_likelihood(site, again[n]) for n, site in observed.items()}
+    best = {n: constant_log_likelihood(site) for n, site in observed.items()}
     constant = sum(prior[n] if value is None else value for n, value in best.items())
     return Diagnosis(
         num_data=_num_data(observed),

@@ -21,8 +21,7 @@ from torch import Tensor
 from .._kl_weight import HasKLWeight
 from .._recomputation import wait_for_backward
 from ..estimators._estimator import small_pair
-from ..guides._lists import posterior_guides
-from ..guides._rates import warn_of_ungrouped
+from ..guides._lists import warn_of_ungrouped
 from ._data import check_data
 from ._finite import check_finite, check_leaves
 from ._kl import add_up, joint_kl
@@ -139,7 +138,7 @@ class TraceKL_ELBO(HasKLWeight, Trace_ELBO):
         traces = self._get_traces(model, guide, args, kwargs)
         pairs = itertools.starmap(self._differentiable_loss_particle, traces)
         loss = sum(_with_gradient(*pair) for pair in pairs) / self.num_particles
-        warn_of_ungrouped(posterior_guides(guide), loss)
+        warn_of_ungrouped(guide, loss)
         return loss
 
 
